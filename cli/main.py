@@ -1,0 +1,65 @@
+"""The `jactus` command."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.embedded import EmbeddedService, StartError
+from jobs.settings import Settings
+
+app = typer.Typer(
+    help="Compress transformers and tune them for a task, as a service.", no_args_is_help=True, add_completion=False
+)
+
+Port = Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one. Default: JACTUS_PORT or 8000.")]
+
+
+@app.command()
+def serve(port: Port = None) -> None:
+    """Run the whole service here, with no server installed, until Ctrl-C.
+
+    Data, logs and secrets live in JACTUS_DATA_DIR (default: .jactus in this folder). With JACTUS_DATABASE_URL,
+    JACTUS_BROKER_URL and JACTUS_STORAGE_URL set, the same command uses PostgreSQL, Redis and S3 instead.
+    """
+    settings = Settings() if port is None else Settings(port=port)
+    try:
+        service = EmbeddedService(settings, log_level="info")
+    except StartError as error:
+        raise typer.Exit(_complain(error)) from error
+    with service:
+        typer.echo(f"URL      {service.url}")
+        typer.echo(f"API key  {service.api_key}")
+        typer.echo(f"Try      curl -H 'Authorization: Bearer {service.api_key}' {service.url}/v1/jobs")
+        typer.echo(f"\nDocumentation at {service.url}/docs; data in {settings.data_dir}; stop with Ctrl-C.")
+        stop = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+        signal.sigwait(stop)
+        typer.echo("\nStopping.")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="Where the checkpoints go. Default: data_dir/demo.")] = None,
+) -> None:
+    """Compress a real model on a real dataset, end to end, in a few minutes.
+
+    Starts the service, uploads the docstrings of Python's own standard library, compresses MiniLM to 80 % and 50 % of
+    its linear layers, downloads the checkpoints and tries one.
+    """
+    from cli.demo import run_demo
+
+    settings = Settings(port=0)
+    run_demo(settings, folder or settings.data_dir / "demo")
+
+
+def _complain(error: Exception) -> int:
+    typer.secho(str(error), fg=typer.colors.RED, err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,43 @@
+"""Keep a command running for as long as the parent lives: `python -m cli.tether COMMAND …`.
+
+The parent holds the other end of standard input. When it closes, however the parent died, the command's whole process
+group is stopped. A command that ends by itself is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+POLL_SECONDS = 0.1
+RESTART_SECONDS = 1.0
+GRACE_SECONDS = 5.0
+
+
+def main(command: list[str]) -> None:
+    parent_gone = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), parent_gone.set()), daemon=True).start()
+    while not parent_gone.is_set():
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and not parent_gone.wait(POLL_SECONDS):
+            pass
+        _stop(process)
+        parent_gone.wait(RESTART_SECONDS)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

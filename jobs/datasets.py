@@ -1,0 +1,50 @@
+"""Datasets: checked on arrival, kept in storage, described in the database."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jactus_core.data import format_of, read_texts
+from jobs.clock import new_id, now
+from jobs.errors import NotFound
+from jobs.tables import Dataset
+
+
+def check_file(tenant: str, filename: str, file: Path, text_column: str, label_column: str) -> Dataset:
+    """Read the whole file and describe it; raises InvalidDataset and keeps nothing when it is of no use."""
+    format = format_of(filename)
+    texts = read_texts(file, format, text_column, label_column)
+    id = new_id("dataset")
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return Dataset(
+        id=id,
+        tenant=tenant,
+        filename=filename,
+        format=format,
+        bytes=file.stat().st_size,
+        sha256=digest,
+        storage_key=f"datasets/{id}/data.{format}",
+        text_column=text_column,
+        label_column=label_column,
+        rows=len(texts),
+        classes=texts.counts(),
+        created_at=now(),
+    )
+
+
+def find_dataset(session: Session, tenant: str, id: str, param: str | None = None) -> Dataset:
+    found = session.get(Dataset, id)
+    if found is None or found.tenant != tenant:
+        raise NotFound("dataset", id, param)
+    return found
+
+
+def list_datasets(session: Session, tenant: str, after: str | None, limit: int) -> list[Dataset]:
+    """Newest first; `limit` + 1 rows, so that the caller sees whether there are more."""
+    query = select(Dataset).where(Dataset.tenant == tenant).order_by(Dataset.id.desc()).limit(limit + 1)
+    return list(session.scalars(query if after is None else query.where(Dataset.id < after)))

@@ -1,0 +1,54 @@
+"""The wake-up call: a Celery message that carries a job id and nothing else. The truth is in the database."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from jobs.errors import BrokerUnavailable
+from jobs.settings import Settings
+
+RUN_TASK = "jactus.run"
+QUEUE = "jactus"
+CONNECT_SECONDS = 3
+
+
+def make_celery(settings: Settings) -> Celery:
+    """Messages are acknowledged on receipt: what is lost is sent again by the sweep."""
+    app = Celery("jactus", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": 10 * CONNECT_SECONDS},
+    )
+    return app
+
+
+class Queue:
+    """The sending side."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._celery = make_celery(settings)
+
+    def send(self, job_id: str) -> None:
+        """Wake a worker for the job; raises BrokerUnavailable."""
+        try:
+            self._celery.send_task(RUN_TASK, args=[job_id], retry=False)
+        except OperationalError as error:
+            raise BrokerUnavailable("The message broker does not answer; waiting jobs are sent again later.") from error
+
+    def waiting(self) -> int:
+        """Messages that no worker has taken yet."""
+        with self._celery.connection_for_write() as connection:
+            return int(connection.default_channel.queue_declare(QUEUE, passive=False).message_count)
+
+    def check(self) -> None:
+        """Raise when the broker does not answer."""
+        with self._celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS)

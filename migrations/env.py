@@ -1,0 +1,21 @@
+"""Alembic's environment; the URL comes from `migrations.alembic_config`."""
+
+from alembic import context
+
+from jobs.database import make_engine
+from jobs.tables import Base, UtcDateTime
+
+
+def render_item(kind: str, item: object, _: object) -> str | bool:
+    """Keep revisions free of the application's own types."""
+    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
+
+
+engine = make_engine(context.config.attributes["database_url"])
+with engine.connect() as connection:
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, render_as_batch=True, render_item=render_item
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+engine.dispose()
