@@ -96,7 +96,7 @@ def _download(client: Client, job: schemas.Job, folder: Path, console: Console) 
 
 def _classify(folder: Path) -> list[str]:
     command = [sys.executable, "-m", "cli.classify", str(folder), *QUESTIONS]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
     return [prediction["label"] for prediction in json.loads(answer.stdout)]
 
 

@@ -85,51 +85,51 @@ def compress(
     clock = StageClock()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    with clock.running("loading"):
-        report("loading", 0.0, "reading the dataset")
-        rows = data if isinstance(data, LabelledTexts) else as_texts(data, text_column, label_column)
-        train_rows, eval_rows = split(rows, config.eval_fraction, config.seed)
-        report("loading", 0.3, "loading the model")
-        reference = model if isinstance(model, ModelReference) else find_model(model)
-        classifier = load_classifier(reference, rows.label_names)
-        classifier.model.to(device)
-        layers = compressible_layers(classifier.model, classifier.head)
-        for budget in config.budgets:
-            check_budget(budget, [_shape(layer) for layer in layers.values()])
-        report("loading", 0.8, "tokenizing")
-        train = TokenizedTexts(train_rows, classifier.tokenizer, config.max_length)
-        held_out = TokenizedTexts(eval_rows, classifier.tokenizer, config.max_length)
-        report("loading", 1.0, f"{len(train)} rows to train on, {len(held_out)} held out, {len(layers)} layers")
+    clock.enter("loading")
+    report("loading", 0.0, "reading the dataset")
+    rows = data if isinstance(data, LabelledTexts) else as_texts(data, text_column, label_column)
+    train_rows, eval_rows = split(rows, config.eval_fraction, config.seed)
+    report("loading", 0.3, "loading the model")
+    reference = model if isinstance(model, ModelReference) else find_model(model)
+    classifier = load_classifier(reference, rows.label_names)
+    classifier.model.to(device)
+    layers = compressible_layers(classifier.model, classifier.head)
+    for budget in config.budgets:
+        check_budget(budget, [_shape(layer) for layer in layers.values()])
+    report("loading", 0.8, "tokenizing")
+    train = TokenizedTexts(train_rows, classifier.tokenizer, config.max_length)
+    held_out = TokenizedTexts(eval_rows, classifier.tokenizer, config.max_length)
+    report("loading", 1.0, f"{len(train)} rows to train on, {len(held_out)} held out, {len(layers)} layers")
 
-    with clock.running("calibrating"):
-        statistics = _calibrate(classifier, layers, train, train_rows, config, report)
-        report("calibrating", 1.0, f"covariances of {len(layers)} layers")
+    clock.enter("calibrating")
+    statistics = _calibrate(classifier, layers, train, train_rows, config, report)
+    report("calibrating", 1.0, f"covariances of {len(layers)} layers")
 
-    with clock.running("evaluating"):
-        show = _part(report, "evaluating", 0, 1 + len(config.budgets), "the dense model")
-        dense_accuracy = accuracy(classifier.model, held_out, EVALUATION_BATCH, show)
-        dense_size = size_of(classifier.model, list(layers))
+    clock.enter("evaluating")
+    show = _part(report, "evaluating", 0, 1 + len(config.budgets), "the dense model")
+    dense_accuracy = accuracy(classifier.model, held_out, EVALUATION_BATCH, show)
+    dense_size = size_of(classifier.model, list(layers))
 
-    with clock.running("decomposing"):
-        factors = _decompose(layers, statistics, config, report)
+    clock.enter("decomposing")
+    factors = _decompose(layers, statistics, config, report)
 
-    with clock.running("allocating"):
-        spectra = {name: _spectrum(layers[name], factors[name], statistics[name]) for name in layers}
-        allocations = {budget: allocate(spectra, budget) for budget in config.budgets}
-        report("allocating", 1.0, f"{len(config.budgets)} budgets")
+    clock.enter("allocating")
+    spectra = {name: _spectrum(layers[name], factors[name], statistics[name]) for name in layers}
+    allocations = {budget: allocate(spectra, budget) for budget in config.budgets}
+    report("allocating", 1.0, f"{len(config.budgets)} budgets")
 
     results = []
     for number, (budget, allocation) in enumerate(allocations.items()):
         note = f"budget {budget:g}"
-        with clock.running("finetuning"):
-            candidate = copy.deepcopy(classifier.model)
-            install_cores(candidate, factors, allocation.ranks)
-            show = _part(report, "finetuning", number, len(allocations), note)
-            finetune_cores(candidate, classifier.head, train, config, show)
-            compressed = deployed(candidate, allocation.ranks)
-        with clock.running("evaluating"):
-            show = _part(report, "evaluating", number + 1, 1 + len(allocations), note)
-            score = accuracy(compressed, held_out, EVALUATION_BATCH, show)
+        clock.enter("finetuning")
+        candidate = copy.deepcopy(classifier.model)
+        install_cores(candidate, factors, allocation.ranks)
+        show = _part(report, "finetuning", number, len(allocations), note)
+        finetune_cores(candidate, classifier.head, train, config, show)
+        compressed = deployed(candidate, allocation.ranks)
+        clock.enter("evaluating")
+        show = _part(report, "evaluating", number + 1, 1 + len(allocations), note)
+        score = accuracy(compressed, held_out, EVALUATION_BATCH, show)
         size = size_of(compressed, list(layers))
         folder = output / f"budget-{budget:g}"
         point = BudgetResult(budget, folder, allocation.kept_fraction, size, score, allocation.ranks)
@@ -145,6 +145,7 @@ def compress(
         save_checkpoint(compressed, classifier.tokenizer, provenance, folder)
         results.append(point)
 
+    clock.enter(None)
     result = CompressionResult(dense_size, dense_accuracy, results, clock.seconds)
     (output / "frontier.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     return result

@@ -61,7 +61,9 @@ class Side:
         return cls(covariance_root(covariance, floor), leading_eigenvectors(covariance, energy))
 
     def whitened(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Q (d, k) and R (k, k) of Lᵀ · basis."""
+        """Q (d, k) and R (k, k) of Lᵀ · basis; a basis of the whole space must be the identity, so R is Lᵀ itself."""
+        if basis.shape[0] == basis.shape[1]:
+            return basis, self.root.T
         return torch.linalg.qr(self.root.T @ basis)
 
 

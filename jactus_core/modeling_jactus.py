@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
@@ -65,7 +64,7 @@ def model_class_for(config_class: type[PreTrainedConfig], architecture: str) -> 
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise ValueError(f"transformers {transformers.__version__} has no model class '{architecture}'.")
 
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         for name, rank in config.ranks.items():
             dense = self.get_submodule(name)
@@ -77,7 +76,7 @@ def model_class_for(config_class: type[PreTrainedConfig], architecture: str) -> 
         base.save_pretrained(self, save_directory, *args, **kwargs)
         shutil.copyfile(__file__, Path(save_directory) / "modeling_jactus.py")
 
-    methods = {"__init__": __init__, "save_pretrained": save_pretrained}
+    methods = {"__init__": initialize, "save_pretrained": save_pretrained}
     members = {**methods, "config_class": config_class, "__module__": __name__}
     model_class = type(f"Jactus{architecture}", (base,), members)
     AutoModelForSequenceClassification.register(config_class, model_class, exist_ok=True)

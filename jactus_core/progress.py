@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,11 +23,12 @@ class StageClock:
     """Adds up wall time per stage, in seconds; a stage may be entered several times."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str | None = None
+    _since: float = 0.0
 
-    @contextmanager
-    def running(self, stage: Stage) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+    def enter(self, stage: str | None) -> None:
+        """Leave the stage before, and enter `stage` unless it is None."""
+        moment = time.monotonic()
+        if self._stage is not None:
+            self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + moment - self._since, 3)
+        self._stage, self._since = stage, moment

@@ -39,15 +39,15 @@ def leading_singular_vectors(weight: Tensor, fraction: float) -> tuple[Tensor, T
 def orthonormal_union(first: Tensor, second: Tensor) -> Tensor:
     """Orthonormal basis (d, k) of the span of two orthonormal bases (d, k₁) and (d, k₂), k ≤ min(d, k₁ + k₂).
 
-    `first` comes first, followed by what `second` adds to it: the residual of `second`, its near-zero directions
-    dropped.
+    The identity when the union fills the space; else `first`, followed by what `second` adds to it: the residual of
+    `second`, its near-zero directions dropped.
     """
-    room = first.shape[0] - first.shape[1]
-    if room == 0:
-        return first
+    size, room = first.shape[0], first.shape[0] - first.shape[1]
     residual = _without(second, first)
     values, rotation = torch.linalg.eigh(residual.T @ residual)  # ascending squared lengths
-    kept = rotation[:, values > RANK_TOLERANCE**2][:, -room:]
+    kept = rotation[:, values > RANK_TOLERANCE**2][:, max(rotation.shape[1] - room, 0) :]
+    if kept.shape[1] >= room:
+        return torch.eye(size, dtype=first.dtype, device=first.device)
     added, _ = torch.linalg.qr(_without(residual @ kept, first))
     return torch.cat([first, added], dim=1)
 

@@ -60,7 +60,6 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The environment of a child process that must see the same settings, secrets included."""
         values = {
-            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            for name, value in self
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in self
         }
         return {**os.environ, **{f"JACTUS_{name.upper()}": value for name, value in values.items()}}

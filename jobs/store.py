@@ -167,7 +167,8 @@ def confirm_stopped(session: Session, lease: Lease) -> bool:
 def take_back_dead(session: Session, max_attempts: int) -> None:
     """Requeue, fail or bury every job whose worker has gone silent."""
     dead = select(Job).where(
-        Job.status.in_((Status.RUNNING, Status.CANCELLING)), or_(Job.lease_expires_at < now(), Job.lease_token.is_(None))
+        Job.status.in_((Status.RUNNING, Status.CANCELLING)),
+        or_(Job.lease_expires_at < now(), Job.lease_token.is_(None)),
     )
     for job in session.scalars(dead).all():
         lease = Lease(job.id, job.lease_token or "", job.attempt)

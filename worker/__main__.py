@@ -28,4 +28,4 @@ def run(job_id: str) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     slots = str(settings.worker_slots)
-    app.worker_main(["worker", "--pool=prefork", f"--concurrency={slots}", f"--queues={QUEUE}", "--loglevel=WARNING"])
+    app.worker_main(["worker", "--pool=prefork", f"--concurrency={slots}", f"--queues={QUEUE}", "--loglevel=INFO"])

@@ -62,9 +62,10 @@ def main() -> int:
     except JactusError as error:
         traceback.print_exc()
         say("error", code=error.code, message=error.message, param=error.param)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the supervisor logs the traceback
         traceback.print_exc()
-        say("error", code="internal_error", message=f"The run failed: {type(error).__name__}: {error}", param=None)
+        message = f"The run failed with {type(error).__name__}; the worker's log has the details."
+        say("error", code="internal_error", message=message, param=None)
     return FAILED
 
 
@@ -72,8 +73,7 @@ def _run(specification: Specification, say: Any) -> dict[str, Any]:
     def report(stage: str, fraction: float, note: str) -> None:
         say("progress", stage=stage, fraction=fraction, note=note)
 
-    report("loading", 0.0, "starting")
-    from jactus_core.compression import compress  # imports torch: seconds that the user should see as loading
+    from jactus_core.compression import compress  # imports torch, so not before it is needed
 
     texts = read_texts(
         specification.dataset, specification.format, specification.text_column, specification.label_column

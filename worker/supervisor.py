@@ -8,12 +8,13 @@ import logging
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jactus_core.config import CompressionConfig
 from jactus_core.errors import JactusError
+from jactus_core.progress import StageClock
 from jobs import store
 from jobs.services import Services
 from jobs.tables import Artifact, Dataset, Job
@@ -70,6 +71,7 @@ class _Run:
     lease: store.Lease
     heartbeat: Heartbeat
     folder: Path
+    clock: StageClock = field(default_factory=StageClock)
     stage: str = ""
     told_at: float = 0.0
 
@@ -79,6 +81,8 @@ class _Run:
         try:
             result = self._compress()
             files = self._publish(prefix)
+            self.clock.enter(None)
+            result["seconds"] = self.clock.seconds
             with self.services.database.writing() as session:
                 if store.succeed(session, self.lease, result, files):
                     return
@@ -94,6 +98,7 @@ class _Run:
             self._fail(prefix, RunCrashed(f"The worker failed: {type(error).__name__}; its log has the details."))
 
     def _compress(self) -> dict[str, Any]:
+        self._tell("loading", 0.0, "starting")
         log = self.folder / "run.log"
         with Child(self._prepare(), log, self.services.settings.cancel_grace_seconds) as child:
             for message in child.messages():
@@ -104,6 +109,7 @@ class _Run:
                 if message.type == "progress":
                     self._tell(message.data["stage"], message.data["fraction"], message.data["note"])
                 elif message.type == "error":
+                    logger.error("job %s: the run failed:\n%s", self.lease.job_id, _tail(log))
                     raise RunFailed(**message.data)
                 else:
                     return message.data
@@ -157,6 +163,8 @@ class _Run:
         return Artifact(job_id=self.lease.job_id, path=name, bytes=size, sha256=digest, storage_key=key)
 
     def _tell(self, stage: str, fraction: float, note: str) -> None:
+        if stage != self.stage:
+            self.clock.enter(stage)
         if stage == self.stage and fraction < 1 and time.monotonic() - self.told_at < PROGRESS_SECONDS:
             return
         self.stage, self.told_at = stage, time.monotonic()

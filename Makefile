@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format lock openapi clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Make .venv ready for everything (idempotent)
+	@$(PYTHON) scripts/bootstrap.py dev
+
+demo: ## Set up, then compress a real model end to end and show the result
+	@$(PYTHON) scripts/bootstrap.py demo
+	@$(BIN)/jactus demo
+
+serve: ## Set up, then run the whole service on this machine until Ctrl-C
+	@$(PYTHON) scripts/bootstrap.py demo
+	@$(BIN)/jactus serve
+
+test: setup ## Set up, then run the tests
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)
+
+lint: setup ## Format check, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: setup ## Resolve constraints.txt anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --all-extras --universal --no-header --no-annotate --upgrade \
+		--constraint scripts/lock-constraints.txt --output-file constraints.txt pyproject.toml
+
+openapi: setup ## Write docs/openapi.json
+	@$(BIN)/python scripts/write_openapi.py
+
+clean: ## Remove the environment, caches and local data
+	rm -rf .venv .jactus .mypy_cache .ruff_cache .pytest_cache
