@@ -20,13 +20,18 @@ GRACE_SECONDS = 5.0
 
 def main(command: list[str]) -> None:
     parent_gone = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), parent_gone.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_parent, args=(parent_gone,), daemon=True).start()
     while not parent_gone.is_set():
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not parent_gone.wait(POLL_SECONDS):
             pass
         _stop(process)
         parent_gone.wait(RESTART_SECONDS)
+
+
+def _wait_for_parent(gone: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    gone.set()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

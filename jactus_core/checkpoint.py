@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from jactus_core.layers import fold_cores
-from jactus_core.modeling_jactus import config_class_for, model_class_for
+from jactus_core.modeling_jactus import model_class_for
 
 REPORT_FILE = "report.json"
 
@@ -19,16 +19,15 @@ def deployed(model: PreTrainedModel, ranks: dict[str, int | None]) -> PreTrained
     """Fold the cores of `model` in place and return it as the class that its checkpoint will load as."""
     fold_cores(model)
     base = model.config
-    config_class = config_class_for(base.model_type)
-    model_class = model_class_for(config_class, type(model).__name__)
+    model_class = model_class_for(base.model_type, type(model).__name__)
     described = {key: value for key, value in base.to_dict().items() if key != "model_type"}
-    config = config_class(
+    config = model_class.config_class(
         **described,
         base_model_type=base.model_type,
         base_architecture=type(model).__name__,
         ranks={name: rank for name, rank in ranks.items() if rank is not None},
     )
-    twin = model_class(config)
+    twin: PreTrainedModel = model_class(config)
     twin.load_state_dict(model.state_dict(), strict=True, assign=True)
     return twin.eval()
 

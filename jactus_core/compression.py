@@ -91,8 +91,9 @@ def compress(
     train_rows, eval_rows = split(rows, config.eval_fraction, config.seed)
     report("loading", 0.3, "loading the model")
     reference = model if isinstance(model, ModelReference) else find_model(model)
+    transformers.set_seed(config.seed)  # a new head starts at random
     classifier = load_classifier(reference, rows.label_names)
-    classifier.model.to(device)
+    classifier.model.to(device)  # type: ignore[arg-type]  # the wrapped method's types lose `self`
     layers = compressible_layers(classifier.model, classifier.head)
     for budget in config.budgets:
         check_budget(budget, [_shape(layer) for layer in layers.values()])

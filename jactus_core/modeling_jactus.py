@@ -45,21 +45,21 @@ class JactusConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if cls is not JactusConfig:
             return super().from_dict(config_dict, **kwargs)
-        config_class = config_class_for(config_dict["base_model_type"])
-        model_class_for(config_class, config_dict["base_architecture"])
-        return config_class.from_dict(config_dict, **kwargs)
+        model_class = model_class_for(config_dict["base_model_type"], config_dict["base_architecture"])
+        return model_class.config_class.from_dict(config_dict, **kwargs)
 
 
 @cache
-def config_class_for(base_model_type: str) -> type[PreTrainedConfig]:
+def config_class_for(base_model_type: str) -> Any:
     """`Jactus<Base>Config`, the base configuration under the model type "jactus"."""
     base = CONFIG_MAPPING[base_model_type]
     return type(f"Jactus{base.__name__}", (JactusConfig, base), {"model_type": "jactus", "__module__": __name__})
 
 
 @cache
-def model_class_for(config_class: type[PreTrainedConfig], architecture: str) -> type[PreTrainedModel]:
+def model_class_for(base_model_type: str, architecture: str) -> Any:
     """`Jactus<Architecture>`, the base architecture with low-rank layers where the configuration names a rank."""
+    config_class = config_class_for(base_model_type)
     base = getattr(transformers, architecture, None)
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise ValueError(f"transformers {transformers.__version__} has no model class '{architecture}'.")
@@ -92,9 +92,8 @@ class JactusForSequenceClassification:
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, config: Any, **kwargs: Any) -> PreTrainedModel:
-        return model_class_for(type(config), config.base_architecture).from_pretrained(
-            folder, *args, config=config, **kwargs
-        )
+        model_class = model_class_for(config.base_model_type, config.base_architecture)
+        return model_class.from_pretrained(folder, *args, config=config, **kwargs)
 
 
 AutoConfig.register("jactus", JactusConfig, exist_ok=True)

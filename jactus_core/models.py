@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from jactus_core.errors import ModelNotFound, UnsupportedModel
 
@@ -50,22 +58,26 @@ def _folder(name: str, root: Path | None) -> Path | None:
 
 
 def _on_hub(name: str, revision: str | None) -> ModelReference:
-    where = "not in the model folder of this host"
+    """Ask the hub, or look in its local cache when it cannot be reached."""
+    missing = f"There is no model '{name}': not in the model folder of this host"
     try:
-        if constants.HF_HUB_OFFLINE:
-            config = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
-            _require_safetensors(name, [path.name for path in config.parent.iterdir()])
-            return ModelReference(name, name, config.parent.name, _model_type(name, config))
-        info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
-        _require_safetensors(name, [sibling.rfilename for sibling in info.siblings or []])
-        config = Path(hf_hub_download(name, "config.json", revision=info.sha))
-        return ModelReference(name, name, info.sha, _model_type(name, config))
+        if not constants.HF_HUB_OFFLINE:
+            with suppress(httpx2.TransportError):
+                info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+                _require_safetensors(name, [sibling.rfilename for sibling in info.siblings or []])
+                config = Path(hf_hub_download(name, "config.json", revision=info.sha))
+                return ModelReference(name, name, info.sha, _model_type(name, config))
+        config = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
     except GatedRepoError as error:
         raise ModelNotFound(f"'{name}' is gated; accept its licence and give this host a token.", "model") from error
     except RepositoryNotFoundError as error:
-        raise ModelNotFound(f"There is no model '{name}': {where} and unknown to the hub.", "model") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelNotFound(f"There is no model '{name}': {where}, and the hub cannot be reached.", "model") from error
+        raise ModelNotFound(f"{missing}, and unknown to the hub.", "model") from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFound(f"'{name}' has no revision '{revision}' on the hub.", "revision") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ModelNotFound(f"{missing}, and the hub cannot be reached.", "model") from error
+    _require_safetensors(name, [path.name for path in config.parent.iterdir()])
+    return ModelReference(name, name, config.parent.name, _model_type(name, config))
 
 
 def _require_safetensors(name: str, files: list[str]) -> None:

@@ -45,7 +45,7 @@ def orthonormal_union(first: Tensor, second: Tensor) -> Tensor:
     size, room = first.shape[0], first.shape[0] - first.shape[1]
     residual = _without(second, first)
     values, rotation = torch.linalg.eigh(residual.T @ residual)  # ascending squared lengths
-    kept = rotation[:, values > RANK_TOLERANCE**2][:, max(rotation.shape[1] - room, 0) :]
+    kept = rotation[:, values > RANK_TOLERANCE**2]
     if kept.shape[1] >= room:
         return torch.eye(size, dtype=first.dtype, device=first.device)
     added, _ = torch.linalg.qr(_without(residual @ kept, first))

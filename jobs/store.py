@@ -125,8 +125,8 @@ def claim(session: Session, job_id: str, lease_seconds: float) -> Lease | None:
     """Take a queued job, or None when somebody else has it or it waits no longer."""
     token = secrets.token_hex(16)
     deadline = now() + timedelta(seconds=lease_seconds)
-    fields = {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, now()), "stage": None}
-    if not _move(session, job_id, states.CLAIM, lease_token=token, lease_expires_at=deadline, progress=0.0, **fields):
+    fields: dict[str, Any] = {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, now())}
+    if not _move(session, job_id, states.CLAIM, lease_token=token, lease_expires_at=deadline, **fields):
         return None
     attempt = session.scalars(select(Job.attempt).where(Job.id == job_id)).one()
     return Lease(job_id, token, attempt)

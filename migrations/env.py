@@ -1,12 +1,14 @@
 """Alembic's environment; the URL comes from `migrations.alembic_config`."""
 
+from typing import Literal
+
 from alembic import context
 
 from jobs.database import make_engine
 from jobs.tables import Base, UtcDateTime
 
 
-def render_item(kind: str, item: object, _: object) -> str | bool:
+def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
     """Keep revisions free of the application's own types."""
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
 

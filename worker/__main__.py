@@ -20,7 +20,7 @@ def services() -> Services:
     return Services.open(settings)
 
 
-@app.task(name=RUN_TASK)
+@app.task(name=RUN_TASK)  # type: ignore[untyped-decorator]
 def run(job_id: str) -> None:
     run_job(services(), job_id)
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jactus_core.errors import ModelNotFound, UnsupportedModel
+from jactus_core.models import find_model
+
+
+def test_a_folder_is_found_by_path_and_by_name_under_a_root(tiny_bert: Path) -> None:
+    by_path = find_model(str(tiny_bert))
+    by_name = find_model(tiny_bert.name, root=tiny_bert.parent)
+
+    assert by_path.location == by_name.location == str(tiny_bert)
+    assert by_path.model_type == "bert"
+    assert by_path.revision is None
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", "nothing here", "a/b/c", "no-such-model"])
+def test_with_a_root_nothing_outside_it_can_be_named(tmp_path: Path, tiny_bert: Path, name: str) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "secret")
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(ModelNotFound, match="There is no model"):
+        find_model(name, root=root)
+
+
+def test_a_link_that_leaves_the_root_is_not_followed(tmp_path: Path, tiny_bert: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_bert)
+    with pytest.raises(ModelNotFound):
+        find_model("link", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "no safetensors weights"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "names no model_type"),
+        (lambda folder: _with_remote_code(folder / "config.json"), "needs its own Python code"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_safely_is_refused(
+    tmp_path: Path, tiny_bert: Path, change: object, message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    assert callable(change)
+    change(folder)
+    with pytest.raises(UnsupportedModel, match=message):
+        find_model(str(folder))
+
+
+def _with_remote_code(config: Path) -> None:
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoConfig": "evil.Config"}}))
