@@ -35,7 +35,7 @@ lock: setup ## Resolve constraints.txt anew from pyproject.toml
 		--constraint scripts/lock-constraints.txt --output-file constraints.txt pyproject.toml
 
 openapi: setup ## Write docs/openapi.json
-	@$(BIN)/python scripts/write_openapi.py
+	@$(BIN)/python -m scripts.write_openapi
 
 clean: ## Remove the environment, caches and local data
 	rm -rf .venv .jactus .mypy_cache .ruff_cache .pytest_cache

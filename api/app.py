@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from api import artifacts, datasets, errors, events, health, jobs
+from api.limits import BodyLimit
 from jactus_core import __version__
 from jobs import keys as api_keys
 from jobs.services import Services
@@ -18,7 +19,6 @@ from jobs.settings import Settings
 from jobs.sweep import sweep
 
 logger = logging.getLogger(__name__)
-FORM_OVERHEAD_BYTES = 64 * 2**10
 
 DESCRIPTION = """Send a pretrained transformer, a labelled dataset and a parameter budget; get back a smaller model that
 is already tuned for the task.
@@ -52,8 +52,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_upload_bytes + FORM_OVERHEAD_BYTES,
     )
+    app.add_middleware(BodyLimit, max_file_bytes=settings.max_upload_bytes)
     errors.install(app)
     for part in (jobs, events, artifacts, datasets, health):
         app.include_router(part.router)

@@ -9,10 +9,10 @@ from api.dependencies import Here, Tenant
 from api.errors import responses
 from jobs import schemas, store
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], responses=responses(401, 422))
 
 
-@router.get("", responses=responses(401, 404))
+@router.get("", responses=responses(404))
 def list_artifacts(tenant: Tenant, services: Here, job_id: str) -> schemas.Page[schemas.Artifact]:
     """Every published file with its size and SHA-256; empty until the job has succeeded."""
     with services.database.reading() as session:
@@ -21,7 +21,7 @@ def list_artifacts(tenant: Tenant, services: Here, job_id: str) -> schemas.Page[
     return schemas.Page(data=files, has_more=False)
 
 
-@router.get("/{path:path}", response_class=Response, responses={307: {}, **responses(401, 404)})
+@router.get("/{path:path}", response_class=Response, responses={307: {}, **responses(404)})
 def get_artifact(tenant: Tenant, services: Here, job_id: str, path: str) -> Response:
     """One file: streamed with ranges from local storage, a redirect to a presigned link on object storage."""
     with services.database.reading() as session:

@@ -11,13 +11,14 @@ from fastapi import APIRouter, File, Form, UploadFile
 
 from api.dependencies import After, Here, Limit, Tenant
 from api.errors import responses
+from api.limits import too_large
 from jobs import datasets, schemas
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=responses(401, 422))
 Column = Annotated[str, Form(min_length=1, max_length=200)]
 
 
-@router.post("", status_code=201, responses=responses(401, 413, 422))
+@router.post("", status_code=201, responses=responses(413))
 def upload_dataset(
     tenant: Tenant,
     services: Here,
@@ -26,18 +27,24 @@ def upload_dataset(
     label_column: Column = "label",
 ) -> schemas.Dataset:
     """Upload a labelled text set. The whole file is checked before it is kept."""
+    if (file.size or 0) > services.settings.max_upload_bytes:
+        raise too_large(services.settings.max_upload_bytes)
     with tempfile.TemporaryDirectory(prefix="jactus-upload-") as folder:
         path = Path(folder) / "upload"
         with path.open("wb") as target:
             shutil.copyfileobj(file.file, target)
         dataset = datasets.check_file(tenant, Path(file.filename or "").name, path, text_column, label_column)
         services.storage.put_file(dataset.storage_key, path)
-    with services.database.writing() as session:
-        session.add(dataset)
+    try:
+        with services.database.writing() as session:
+            session.add(dataset)
+    except Exception:
+        services.storage.delete_under(f"datasets/{dataset.id}")
+        raise
     return schemas.Dataset.model_validate(dataset)
 
 
-@router.get("", responses=responses(401, 422))
+@router.get("")
 def list_datasets(
     tenant: Tenant, services: Here, after: After = None, limit: Limit = 20
 ) -> schemas.Page[schemas.Dataset]:
@@ -48,7 +55,7 @@ def list_datasets(
     return schemas.Page(data=page, has_more=len(found) > limit)
 
 
-@router.get("/{dataset_id}", responses=responses(401, 404))
+@router.get("/{dataset_id}", responses=responses(404))
 def get_dataset(tenant: Tenant, services: Here, dataset_id: str) -> schemas.Dataset:
     """One dataset with its rows per class."""
     with services.database.reading() as session:

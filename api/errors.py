@@ -8,12 +8,13 @@ from __future__ import annotations
 import http
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from jactus_core.errors import JactusError
@@ -26,6 +27,8 @@ PROBLEM = "application/problem+json"
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
 CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 UNUSABLE = 422
+MAX_MESSAGE = 500  # characters; what the caller sent is part of some messages
+MAX_PARAM = 200
 
 
 def install(app: FastAPI) -> None:
@@ -34,6 +37,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(JactusError, _jactus_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(Exception, _unexpected_error)
 
 
@@ -59,7 +63,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """Name the first offending field and what was sent; the value itself is cut short."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
+    where = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"][1:]]
     param = ".".join(where) or None
     given = repr(first.get("input"))
     message = f"{param or 'The request body'}: {first['msg']}"
@@ -71,7 +75,14 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "invalid_request")
-    return _answer(request, error.status_code, code, str(error.detail), None)
+    message = str(error.detail).rstrip(".") + "."
+    return _answer(request, error.status_code, code, message, None, error.headers)
+
+
+async def _unstorable(request: Request, error: Exception) -> Response:
+    """What a database cannot hold, such as PostgreSQL a NUL character, no name or id ever was."""
+    message = "A value of the request holds a character or a number that cannot be stored."
+    return _answer(request, UNUSABLE, "invalid_parameter", message, None)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
@@ -80,10 +91,18 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
     return _answer(request, 500, "internal_error", message, None)
 
 
-def _answer(request: Request, status: int, code: str, message: str, param: str | None) -> Response:
+def _answer(
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    param: str | None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    message, param = _cut(message, MAX_MESSAGE), param and _cut(param, MAX_PARAM)
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     request_id = request.state.request_id
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else headers
     if PROBLEM in request.headers.get("accept", ""):
         title = http.HTTPStatus(status).phrase
         problem = {"type": "about:blank", "title": title, "status": status, "detail": message}
@@ -91,3 +110,7 @@ def _answer(request: Request, status: int, code: str, message: str, param: str |
         return JSONResponse(problem | extra, status, headers, PROBLEM)
     body = ErrorBody(type=kind, code=code, message=message, param=param, request_id=request_id)
     return JSONResponse(ErrorResponse(error=body).model_dump(), status, headers)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 2] + "…."

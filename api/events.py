@@ -17,28 +17,32 @@ from api.errors import responses
 from jobs import schemas, store
 from jobs.services import Services
 from jobs.states import FINAL
+from jobs.tables import Job
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], responses=responses(401, 422))
 
 EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 15
 BATCH = 100
+MAX_NUMBER = 2**31 - 1
 
 
 @router.get(
     "",
     response_model=schemas.Page[schemas.Event],
-    responses={**responses(401, 404, 422), 200: {"content": {EVENT_STREAM: {}}}},
+    responses={**responses(404), 200: {"content": {EVENT_STREAM: {}}}},
 )
 def job_events(
     tenant: Tenant,
     services: Here,
     request: Request,
     job_id: str,
-    after: Annotated[int, Query(ge=0, description="Only events past this number.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Only events past this number.")] = 0,
     limit: Limit = 100,
-    last_event_id: Annotated[int | None, Header(description="Where a broken stream goes on.")] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_NUMBER, description="Where a broken stream goes on.")
+    ] = None,
 ) -> Response | schemas.Page[schemas.Event]:
     """A page of events, or with `Accept: text/event-stream` all of them as they come, until the job is final."""
     with services.database.reading() as session:
@@ -52,10 +56,10 @@ def job_events(
 
 
 async def _stream(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """New events as they appear; ends after the event of a final status."""
+    """New events as they appear; ends when the job is final and everything is told."""
     said_something = time.monotonic()
     while True:
-        batch = await run_in_threadpool(_events_after, services, job_id, after)
+        batch, over = await run_in_threadpool(_news, services, job_id, after)
         for event in batch:
             after = event.number
             yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.number))
@@ -64,12 +68,16 @@ async def _stream(services: Services, job_id: str, after: int) -> AsyncIterator[
         if batch:
             said_something = time.monotonic()
             continue
+        if over:
+            return
         if time.monotonic() - said_something > HEARTBEAT_SECONDS:
             yield KEEPALIVE_COMMENT
             said_something = time.monotonic()
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _events_after(services: Services, job_id: str, after: int) -> list[schemas.Event]:
+def _news(services: Services, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
+    """Events past `after`, and whether the job was final before they were read."""
     with services.database.reading() as session:
-        return [schemas.Event.model_validate(event) for event in store.events(session, job_id, after, BATCH)]
+        over = session.get_one(Job, job_id).status in FINAL
+        return [schemas.Event.model_validate(event) for event in store.events(session, job_id, after, BATCH)], over

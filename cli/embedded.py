@@ -33,13 +33,12 @@ class StartError(Exception):
 class EmbeddedService:
     """A context manager: the service runs inside it and is gone after it, also when this process is killed."""
 
-    def __init__(self, settings: Settings, log_level: str = "warning") -> None:
+    def __init__(self, settings: Settings) -> None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._socket = _listen(settings.host, settings.port)
         self.settings = _with_secrets(settings)
         self.url = f"http://{settings.host}:{self._socket.getsockname()[1]}"
         self.api_key = self.settings.api_key.get_secret_value()
-        self._log_level = log_level
         self._tethers: list[subprocess.Popen[bytes]] = []
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -100,7 +99,7 @@ class EmbeddedService:
         self._tethers.append(tether)
 
     def _serve(self) -> None:
-        config = uvicorn.Config(create_app(self.settings), log_level=self._log_level, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(create_app(self.settings), log_level="warning", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="uvicorn")
         self._thread.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -27,17 +29,19 @@ def serve(port: Port = None) -> None:
     """
     settings = Settings() if port is None else Settings(port=port)
     try:
-        service = EmbeddedService(settings, log_level="info")
+        service = EmbeddedService(settings)
     except StartError as error:
         raise typer.Exit(_complain(error)) from error
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     with service:
         typer.echo(f"URL      {service.url}")
         typer.echo(f"API key  {service.api_key}")
         typer.echo(f"Try      curl -H 'Authorization: Bearer {service.api_key}' {service.url}/v1/jobs")
         typer.echo(f"\nDocumentation at {service.url}/docs; data in {settings.data_dir}; stop with Ctrl-C.")
-        stop = {signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-        signal.sigwait(stop)
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        stop.wait()
         typer.echo("\nStopping.")
 
 

@@ -29,6 +29,7 @@ def deployed(model: PreTrainedModel, ranks: dict[str, int | None]) -> PreTrained
     )
     twin: PreTrainedModel = model_class(config)
     twin.load_state_dict(model.state_dict(), strict=True, assign=True)
+    twin.to(model.device)  # type: ignore[arg-type]  # buffers; the wrapped method's types lose `self`
     return twin.eval()
 
 

@@ -6,21 +6,21 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from jactus_core import __version__
 from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget
 from jactus_core.calibration import LayerStatistics, Moments, calibrate
 from jactus_core.checkpoint import deployed, save_checkpoint
 from jactus_core.config import CompressionConfig
-from jactus_core.data import LabelledTexts, as_texts, sample, split
+from jactus_core.data import LabelledTexts, as_texts, split
 from jactus_core.evaluation import Size, accuracy, size_of
 from jactus_core.factorization import Factorization, Side, factorize
 from jactus_core.finetuning import finetune_cores, warm_up_head
@@ -98,12 +98,13 @@ def compress(
     for budget in config.budgets:
         check_budget(budget, [_shape(layer) for layer in layers.values()])
     report("loading", 0.8, "tokenizing")
-    train = TokenizedTexts(train_rows, classifier.tokenizer, config.max_length)
-    held_out = TokenizedTexts(eval_rows, classifier.tokenizer, config.max_length)
+    max_length = min(config.max_length, classifier.max_tokens)
+    train = TokenizedTexts(train_rows, classifier.tokenizer, max_length)
+    held_out = TokenizedTexts(eval_rows, classifier.tokenizer, max_length)
     report("loading", 1.0, f"{len(train)} rows to train on, {len(held_out)} held out, {len(layers)} layers")
 
     clock.enter("calibrating")
-    statistics = _calibrate(classifier, layers, train, train_rows, config, report)
+    statistics = _calibrate(classifier, layers, train, config, report)
     report("calibrating", 1.0, f"covariances of {len(layers)} layers")
 
     clock.enter("evaluating")
@@ -156,7 +157,6 @@ def _calibrate(
     classifier: Classifier,
     layers: dict[str, nn.Linear],
     train: TokenizedTexts,
-    train_rows: LabelledTexts,
     config: CompressionConfig,
     report: Report,
 ) -> dict[str, LayerStatistics]:
@@ -170,15 +170,14 @@ def _calibrate(
             config,
             lambda done: report("calibrating", warmed * done, "warming up the task head"),
         )
-    rows = sample(train_rows, config.calibration_samples, config.seed)
-    calibration = TokenizedTexts(rows, classifier.tokenizer, config.max_length)
+    calibration = train.sample(config.calibration_samples, config.seed)
 
-    def batches() -> Any:
+    def batches() -> Iterator[dict[str, Tensor]]:
         done = 0
         for batch in calibration.batches(config.batch_size, by_length=True):
             yield to_device(batch, classifier.model.device)
             done += len(batch["labels"])
-            report("calibrating", warmed + (1 - warmed) * done / len(rows), "accumulating covariances")
+            report("calibrating", warmed + (1 - warmed) * done / len(calibration), "accumulating covariances")
 
     return calibrate(classifier.model, layers, batches())
 

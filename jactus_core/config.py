@@ -38,7 +38,7 @@ class Hyperparameters(BaseModel):
     eval_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the rows held out for evaluation.")
 
     warmup_samples: int = Field(default=1024, ge=1, description="Training rows used to warm up a new task head.")
-    warmup_epochs: int = Field(default=30, ge=1, le=1000, description="Head-only epochs on the frozen body's outputs.")
+    warmup_epochs: int = Field(default=50, ge=1, le=1000, description="Head-only epochs on the frozen body's outputs.")
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
     weighting: Weighting = Field(
         default="fisher",

@@ -114,11 +114,6 @@ def split(data: LabelledTexts, eval_fraction: float, seed: int) -> tuple[Labelle
     return data.select(i for i in everything if i not in held_out), data.select(sorted(held_out))
 
 
-def sample(data: LabelledTexts, size: int, seed: int) -> LabelledTexts:
-    """`size` rows drawn without replacement, or all of them when there are fewer."""
-    return data.select(random.Random(seed).sample(range(len(data)), min(size, len(data))))
-
-
 def _ordered(names: Iterable[str]) -> list[str]:
     """Numbers by value, anything else by alphabet."""
     return sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdecimal() else (1, 0, name))

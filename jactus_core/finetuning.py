@@ -27,7 +27,8 @@ from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import CoreLinear, train_only
 from jactus_core.tokenized import TokenizedTexts, to_device
 
-HEAD_RATE = 5e-3
+HEAD_RATE = 1e-2
+HEAD_BATCH = 64
 WARMUP_SHARE = 0.06
 """Share of the steps over which the learning rate rises."""
 WARMUP_FORWARD_SHARE = 0.8
@@ -76,9 +77,9 @@ def _batches_with_body_outputs(
     model: PreTrainedModel, data: TokenizedTexts, config: CompressionConfig, report: Callable[[float], None]
 ) -> list[tuple[dict[str, Tensor], Any]]:
     model.eval()
-    total = math.ceil(min(len(data), config.warmup_samples) / config.batch_size)
+    total = math.ceil(min(len(data), config.warmup_samples) / HEAD_BATCH)
     found = []
-    for batch in islice(data.batches(config.batch_size, seed=config.seed), total):
+    for batch in islice(data.batches(HEAD_BATCH, seed=config.seed), total):
         batch = to_device(batch, model.device)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with torch.no_grad():

@@ -69,8 +69,9 @@ class CoreLinear(nn.Module):
         self.register_buffer("bias", None if dense.bias is None else dense.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(functional.linear(functional.linear(x, self.down), self.core), self.up, self.bias)
-        return y if self.base is None else y + functional.linear(x, self.base)
+        if self.base is not None:
+            return functional.linear(x, self.base + self.up @ self.core @ self.down, self.bias)
+        return functional.linear(functional.linear(functional.linear(x, self.down), self.core), self.up, self.bias)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear | LowRankLinear:

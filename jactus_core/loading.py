@@ -24,6 +24,12 @@ class Classifier:
     head: frozenset[str]
     head_is_new: bool
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that both the tokenizer and the position embeddings allow."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        return min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
+
 
 def load_classifier(reference: ModelReference, label_names: list[str]) -> Classifier:
     """Load in float32. The head is kept when the checkpoint was made for the same labels, else it is new.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +31,12 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.items[row]
+
+    def sample(self, size: int, seed: int) -> TokenizedTexts:
+        """`size` rows drawn without replacement, or all of them when there are fewer."""
+        drawn = copy.copy(self)
+        drawn.items = random.Random(seed).sample(self.items, min(size, len(self)))
+        return drawn
 
     def batches(self, batch_size: int, by_length: bool = False, seed: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Padded batches in file order, by descending length (least padding), or shuffled by `seed`."""

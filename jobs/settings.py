@@ -49,13 +49,13 @@ class Settings(BaseSettings):
     def _defaults_inside_data_dir(cls, values: dict[str, object]) -> dict[str, object]:
         data_dir = Path(str(values.get("data_dir") or cls.model_fields["data_dir"].default)).resolve()
         inside = {
-            "data_dir": data_dir,
             "database_url": f"sqlite:///{data_dir / 'jactus.db'}",
             "storage_url": (data_dir / "storage").as_uri(),
             "work_dir": data_dir / "work",
             "model_root": data_dir / "models",
         }
-        return {**values, **{name: values.get(name) or default for name, default in inside.items()}}
+        given = {name: values.get(name) or default for name, default in inside.items()}
+        return {**values, **given, "data_dir": data_dir}
 
     def environment(self) -> dict[str, str]:
         """The environment of a child process that must see the same settings, secrets included."""

@@ -166,12 +166,10 @@ def confirm_stopped(session: Session, lease: Lease) -> bool:
 
 def take_back_dead(session: Session, max_attempts: int) -> None:
     """Requeue, fail or bury every job whose worker has gone silent."""
-    dead = select(Job).where(
-        Job.status.in_((Status.RUNNING, Status.CANCELLING)),
-        or_(Job.lease_expires_at < now(), Job.lease_token.is_(None)),
-    )
-    for job in session.scalars(dead).all():
-        lease = Lease(job.id, job.lease_token or "", job.attempt)
+    held = Job.status.in_((Status.RUNNING, Status.CANCELLING))
+    for job in session.scalars(select(Job).where(held, Job.lease_expires_at < now())).all():
+        assert job.lease_token is not None, "a held job has a lease"
+        lease = Lease(job.id, job.lease_token, job.attempt)
         if job.status == Status.CANCELLING:
             _move(session, job.id, states.BURY, lease, finished_at=now(), **NO_LEASE)
         elif job.attempt < max_attempts:
@@ -209,7 +207,7 @@ def _move(session: Session, job_id: str, move: Move, lease: Lease | None = None,
     """Make the move if the job is in its source status (and under this lease); write its event."""
     assert lease is not None or not move.needs_lease
     where = [Job.id == job_id, Job.status == move.source]
-    if lease is not None and lease.token:
+    if lease is not None:
         where.append(Job.lease_token == lease.token)
     if not _changed(session, update(Job).where(*where).values(status=move.target, **fields)):
         return False

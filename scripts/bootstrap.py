@@ -28,9 +28,9 @@ def main(extras: list[str]) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     if not PYTHON.exists():
-        print("Creating .venv", flush=True)
+        print("Creating .venv", file=sys.stderr, flush=True)
         venv.create(ENVIRONMENT, with_pip=True)
-    print(f"Installing jactus-core[{','.join(extras)}] into .venv", flush=True)
+    print(f"Installing jactus-core[{','.join(extras)}] into .venv", file=sys.stderr, flush=True)
     _run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
     _install_torch()
     _uv("--editable", f"{ROOT}[{','.join(extras)}]")

@@ -19,7 +19,10 @@ POLL_SECONDS = 0.2
 
 
 class Child:
-    """One run. Leaving the context ends the whole process group: SIGTERM, a grace, SIGKILL."""
+    """One run, without the service's settings and secrets in its environment.
+
+    Leaving the context ends the whole process group: SIGTERM, a grace, SIGKILL.
+    """
 
     def __init__(self, specification: Specification, log: Path, grace_seconds: float) -> None:
         self._grace = grace_seconds
@@ -31,6 +34,7 @@ class Child:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
+                env={name: value for name, value in os.environ.items() if not name.startswith("JACTUS_")},
                 start_new_session=True,
             )
         self._lines: queue.Queue[str | None] = queue.Queue()

@@ -55,8 +55,9 @@ def run_job(services: Services, job_id: str) -> None:
         logger.info("job %s is not waiting any more", job_id)
         return
     logger.info("job %s: attempt %d", job_id, lease.attempt)
-    folder = services.settings.work_dir / job_id
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died
+    for left in services.settings.work_dir.glob(f"{job_id}.*"):  # by an attempt that died
+        shutil.rmtree(left, ignore_errors=True)
+    folder = services.settings.work_dir / f"{job_id}.{lease.attempt}"  # its own: a stale attempt may still be here
     folder.mkdir(parents=True)
     try:
         with Heartbeat(services, lease) as heartbeat:
