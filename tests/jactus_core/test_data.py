@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jactus_core.data import LabelledTexts, as_texts, read_texts, sample, split
+from jactus_core.data import LabelledTexts, as_texts, read_texts, split
 from jactus_core.errors import InvalidDataset, MissingColumn, OneClassDataset
 
 CSV = 'text,label\nfine,1\n"two\nlines",0\n'
@@ -80,10 +80,3 @@ def test_the_split_is_stratified_reproducible_and_complete() -> None:
 def test_a_set_of_single_rows_cannot_be_split() -> None:
     with pytest.raises(InvalidDataset, match="No class has two rows"):
         split(LabelledTexts(["x", "y"], [0, 1], ["a", "b"]), 0.5, seed=0)
-
-
-def test_a_sample_has_no_row_twice_and_at_most_all_of_them() -> None:
-    data = LabelledTexts([str(i) for i in range(10)], [0, 1] * 5, ["a", "b"])
-
-    assert len(set(sample(data, 6, seed=0).texts)) == 6
-    assert sorted(sample(data, 99, seed=0).texts) == sorted(data.texts)

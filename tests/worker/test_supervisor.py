@@ -1,0 +1,316 @@
+"""One job under a real supervisor with a real child process: success, failure, cancellation and every kind of death."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import update
+
+from jobs import store
+from jobs.clock import now
+from jobs.services import Services
+from jobs.settings import Settings
+from jobs.states import Status
+from jobs.tables import Artifact, Dataset, Job
+from tests.helpers import (
+    ENDLESS,
+    TENANT,
+    add_dataset,
+    add_job,
+    descendants,
+    get_events,
+    get_job,
+    get_statuses,
+    is_alive,
+    wait_for,
+)
+from worker.supervisor import run_job
+
+PIPELINE = "worker.pipeline"
+
+
+@pytest.fixture
+def settings(settings: Settings, tiny_bert: Path) -> Settings:
+    return settings.model_copy(update={"model_root": tiny_bert.parent})
+
+
+@pytest.fixture
+def dataset(services: Services, tmp_path: Path) -> Dataset:
+    """In the database and in storage."""
+    found = add_dataset(services.database, tmp_path)
+    services.storage.put_file(found.storage_key, tmp_path / found.filename)
+    return found
+
+
+@contextmanager
+def supervising(services: Services, job: str) -> Iterator[threading.Thread]:
+    """Run the job in a thread, which must have ended by itself in the end."""
+    thread = threading.Thread(target=run_job, args=(services, job))
+    thread.start()
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def wait_for_child(pid: int | None = None) -> psutil.Process:
+    return wait_for(lambda: descendants(PIPELINE, pid), what="the start of the child")[0]
+
+
+def wait_for_stage(services: Services, job: str, stage: str) -> None:
+    wait_for(lambda: get_job(services.database, job).stage == stage, 60, f"stage {stage}")
+
+
+def cancel(services: Services, job: str) -> None:
+    with services.database.writing() as session:
+        store.request_cancel(session, store.find(session, TENANT, job))
+
+
+def expire(services: Services, job: str) -> None:
+    """Give the worker up for dead."""
+    with services.database.writing() as session:
+        session.execute(update(Job).where(Job.id == job).values(lease_expires_at=now() - timedelta(seconds=1)))
+        store.take_back_dead(session, services.settings.max_attempts)
+
+
+def publish(services: Services, job: str, attempt: int, folder: Path) -> None:
+    """As if an attempt had come to that."""
+    (folder / "config.json").write_text("{}")
+    services.storage.put_file(f"jobs/{job}/attempt-{attempt}/config.json", folder / "config.json")
+
+
+def published(settings: Settings) -> list[str]:
+    root = settings.data_dir / "storage" / "jobs"
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def assert_nothing_is_left(settings: Settings) -> None:
+    assert descendants(PIPELINE) == []
+    assert list(settings.work_dir.iterdir()) == []
+    assert published(settings) == []
+
+
+def error_of(services: Services, job: str) -> dict[str, str]:
+    found = get_job(services.database, job)
+    assert found.status == Status.FAILED
+    assert found.finished_at is not None
+    assert found.error is not None
+    return found.error
+
+
+def test_a_success_publishes_every_file_with_its_hash_and_a_manifest(
+    services: Services, dataset: Dataset, settings: Settings
+) -> None:
+    job = add_job(services.database, dataset)
+    run_job(services, job)
+
+    with services.database.reading() as session:
+        files = {artifact.path: artifact for artifact in store.artifacts(session, job)}
+        described = store.describe(session.get_one(Job, job))
+    assert described.status == Status.SUCCEEDED, described.error
+    assert described.result is not None
+    assert [point.budget for point in described.result.budgets] == [0.8]
+    assert {"calibrating", "finetuning", "publishing"} <= set(described.result.seconds)
+    assert {"frontier.json", "manifest.json", "budget-0.8/config.json", "budget-0.8/model.safetensors"} <= set(files)
+    assert len(published(settings)) == len(files)
+    for artifact in files.values():
+        content = _content(services, artifact)
+        assert (artifact.bytes, artifact.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    manifest = json.loads(_content(services, files.pop("manifest.json")))
+    assert manifest == {path: {"bytes": file.bytes, "sha256": file.sha256} for path, file in files.items()}
+    assert list(settings.work_dir.iterdir()) == []
+
+    stages = [data["stage"] for _, type, data in get_events(services.database, job) if type == "progress"]
+    assert stages[0] == "loading"
+    assert stages[-1] == "publishing"
+    assert get_statuses(services.database, job) == ["queued", "running", "succeeded"]
+
+
+def test_a_run_that_fails_tells_why(services: Services, dataset: Dataset, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "models" / "emptied").mkdir(parents=True)
+    (tmp_path / "models" / "emptied" / "config.json").write_text('{"model_type": "bert"}')
+    elsewhere = Services(
+        settings.model_copy(update={"model_root": tmp_path / "models"}),
+        services.database,
+        services.storage,
+        services.queue,
+    )
+    job = add_job(services.database, dataset, model="emptied")
+    publish(services, job, attempt=1, folder=tmp_path)
+    run_job(elsewhere, job)
+
+    error = error_of(services, job)
+    assert (error["code"], error["param"]) == ("unsupported_model", "model")
+    assert "safetensors" in error["message"]
+    assert get_events(services.database, job)[-1][2] == {"status": "failed", "error": error}
+    assert_nothing_is_left(settings)
+
+
+def test_a_dataset_that_is_gone_fails_the_job(services: Services, dataset: Dataset, settings: Settings) -> None:
+    services.storage.delete_under(f"datasets/{dataset.id}")
+    job = add_job(services.database, dataset)
+    run_job(services, job)
+
+    error = error_of(services, job)
+    assert error["code"] == "run_crashed"
+    assert error["message"].endswith(".")
+    assert_nothing_is_left(settings)
+
+
+def test_a_killed_child_fails_the_job_and_names_the_signal(
+    services: Services, dataset: Dataset, settings: Settings
+) -> None:
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    with supervising(services, job):
+        wait_for_child().kill()
+
+    error = error_of(services, job)
+    assert error["code"] == "run_crashed"
+    assert "SIGKILL" in error["message"]
+    assert "memory" in error["message"]
+    assert_nothing_is_left(settings)
+
+
+def test_a_cancelled_job_stops_within_seconds_and_leaves_nothing(
+    services: Services, dataset: Dataset, settings: Settings, tmp_path: Path
+) -> None:
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    publish(services, job, attempt=1, folder=tmp_path)
+    with supervising(services, job) as thread:
+        wait_for_stage(services, job, "finetuning")
+        group = wait_for_child().pid
+        cancel(services, job)
+        thread.join(10)
+        assert not thread.is_alive()
+
+    assert get_statuses(services.database, job) == ["queued", "running", "cancelling", "cancelled"]
+    assert get_job(services.database, job).finished_at is not None
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+    assert_nothing_is_left(settings)
+
+
+def test_a_child_that_will_not_stop_is_killed(
+    services: Services, dataset: Dataset, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.mkdir()
+    (deaf / "sitecustomize.py").write_text("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n")
+    monkeypatch.setenv("PYTHONPATH", str(deaf))
+    hasty = Services(
+        settings.model_copy(update={"cancel_grace_seconds": 0.5}),
+        services.database,
+        services.storage,
+        services.queue,
+    )
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    with supervising(hasty, job) as thread:
+        child = wait_for_child()
+        wait_for(lambda: _ignores_sigterm(child), what="deafness")
+        cancel(services, job)
+        thread.join(10)
+        assert not thread.is_alive()
+
+    assert get_job(services.database, job).status == Status.CANCELLED
+    assert not is_alive(child)
+    assert_nothing_is_left(settings)
+
+
+def test_a_run_that_lost_its_lease_stops_and_changes_nothing(
+    services: Services, dataset: Dataset, settings: Settings, tmp_path: Path
+) -> None:
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    publish(services, job, attempt=1, folder=tmp_path)
+    publish(services, job, attempt=2, folder=tmp_path)
+    with supervising(services, job) as stale:
+        wait_for_child()
+        expire(services, job)
+        with services.database.writing() as session:
+            assert store.claim(session, job, 30)
+        stale.join(10)
+        assert not stale.is_alive()
+
+    assert get_statuses(services.database, job) == ["queued", "running", "queued", "running"]
+    assert published(settings) == [f"{job}/attempt-2/config.json"]
+    assert list(settings.work_dir.iterdir()) == []
+
+
+def test_a_stale_attempt_leaves_the_next_one_on_the_same_machine_alone(
+    services: Services, dataset: Dataset, settings: Settings
+) -> None:
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    with supervising(services, job) as stale:
+        wait_for_child()
+        expire(services, job)
+        with supervising(services, job):
+            wait_for(lambda: get_job(services.database, job).attempt == 2)
+            stale.join(30)
+            assert not stale.is_alive()
+            assert wait_for_child().is_running()
+            [folder] = settings.work_dir.iterdir()
+            wait_for(lambda: (folder / "run.log").exists())
+            assert get_job(services.database, job).status == Status.RUNNING
+            cancel(services, job)
+
+    assert get_statuses(services.database, job) == ["queued", "running", "queued", "running", "cancelling", "cancelled"]
+    assert_nothing_is_left(settings)
+
+
+def test_a_job_that_does_not_wait_is_left_alone(services: Services, dataset: Dataset) -> None:
+    job = add_job(services.database, dataset)
+    cancel(services, job)
+    run_job(services, job)
+    run_job(services, "job_that_never_was")
+    assert get_statuses(services.database, job) == ["queued", "cancelled"]
+
+
+SUPERVISOR = """
+import sys
+from jobs.services import Services
+from jobs.settings import Settings
+from worker.supervisor import run_job
+run_job(Services.open(Settings()), sys.argv[1])
+"""
+
+
+def test_a_killed_supervisor_takes_its_child_along_and_its_leavings_are_removed_by_the_next(
+    services: Services, dataset: Dataset, settings: Settings
+) -> None:
+    job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, job], env=settings.environment())
+    try:
+        child = wait_for_child(supervisor.pid)
+        wait_for(lambda: list(settings.work_dir.glob("*/run.log")))
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+    wait_for(lambda: not is_alive(child), 30, "the end of the child")
+    assert get_job(services.database, job).status == Status.RUNNING
+    expire(services, job)
+    services.storage.delete_under(f"datasets/{dataset.id}")
+    run_job(services, job)
+    assert_nothing_is_left(settings)
+
+
+def _content(services: Services, artifact: Artifact) -> bytes:
+    path = services.storage.local_path(artifact.storage_key)
+    assert path is not None
+    return path.read_bytes()
+
+
+def _ignores_sigterm(process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored, 16) & 1 << (signal.SIGTERM - 1))
