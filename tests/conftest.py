@@ -6,6 +6,8 @@ import pytest
 
 from tests.tiny import write_tiny_bert
 
+pytest_plugins = ["tests.service_fixtures"]
+
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:

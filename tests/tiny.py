@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import BertForSequenceClassification
 
 WORDS = {
     "good": ["great", "lovely", "fine", "happy", "bright", "superb", "warm", "kind"],
@@ -28,6 +32,16 @@ def reviews(rows: int = 60) -> list[dict[str, str]]:
 def write_reviews(path: Path, rows: int = 60) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in reviews(rows)), encoding="utf-8")
     return path
+
+
+def tiny_classifier() -> BertForSequenceClassification:
+    """A random two-layer classifier in evaluation mode, without a tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    return BertForSequenceClassification(config).eval()
 
 
 def write_tiny_bert(folder: Path, layers: int = 2) -> Path:

@@ -55,8 +55,6 @@ def run_job(services: Services, job_id: str) -> None:
         logger.info("job %s is not waiting any more", job_id)
         return
     logger.info("job %s: attempt %d", job_id, lease.attempt)
-    for left in services.settings.work_dir.glob(f"{job_id}.*"):  # by an attempt that died
-        shutil.rmtree(left, ignore_errors=True)
     folder = services.settings.work_dir / f"{job_id}.{lease.attempt}"  # its own: a stale attempt may still be here
     folder.mkdir(parents=True)
     try:
@@ -78,8 +76,9 @@ class _Run:
 
     def see_through(self) -> None:
         """Run, publish, and write the outcome; every write is guarded by the lease."""
-        prefix = f"jobs/{self.lease.job_id}/attempt-{self.lease.attempt}"
+        prefix = self._prefix(self.lease.attempt)
         try:
+            self._clear_after_dead_attempts()
             result = self._compress()
             files = self._publish(prefix)
             self.clock.enter(None)
@@ -97,6 +96,16 @@ class _Run:
         except Exception as error:
             logger.exception("job %s failed", self.lease.job_id)
             self._fail(prefix, RunCrashed(f"The worker failed: {type(error).__name__}; its log has the details."))
+
+    def _prefix(self, attempt: int) -> str:
+        return f"jobs/{self.lease.job_id}/attempt-{attempt}"
+
+    def _clear_after_dead_attempts(self) -> None:
+        for left in self.folder.parent.glob(f"{self.lease.job_id}.*"):
+            if left != self.folder:
+                shutil.rmtree(left, ignore_errors=True)
+        for attempt in range(1, self.lease.attempt):
+            self.services.storage.delete_under(self._prefix(attempt))
 
     def _compress(self) -> dict[str, Any]:
         self._tell("loading", 0.0, "starting")

@@ -11,10 +11,6 @@ from jobs.settings import Settings
 from tests.helpers import make_settings, signed_in
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.import_plugin("tests.service_fixtures")
-
-
 @pytest.fixture
 def settings(tmp_path: Path, sqlite_url: str, broker_url: str, tiny_bert: Path) -> Settings:
     return make_settings(tmp_path, database_url=sqlite_url, broker_url=broker_url, model_root=tiny_bert.parent)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from jactus_core.calibration import Moments, calibrate
 from jactus_core.errors import NonFiniteLoss
+from tests.tiny import tiny_classifier
 
 QUERY, KEY = "bert.encoder.layer.1.attention.self.query", "bert.encoder.layer.1.attention.self.key"
 OUTPUT = "bert.encoder.layer.0.output.dense"
@@ -20,10 +21,7 @@ OUTPUT = "bert.encoder.layer.0.output.dense"
 
 @pytest.fixture
 def model() -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    ).eval()
+    return tiny_classifier()
 
 
 def batch(lengths: tuple[int, ...], width: int) -> dict[str, Tensor]:

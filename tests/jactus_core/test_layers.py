@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Factorization, Side, factorize
 from jactus_core.layers import CoreLinear, compressible_layers, fold_cores, install_cores, train_only
 from jactus_core.modeling_jactus import LowRankLinear
+from tests.tiny import tiny_classifier
 
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
 INPUTS = {"input_ids": torch.arange(5, 25).view(2, 10)}
@@ -18,10 +18,7 @@ INPUTS = {"input_ids": torch.arange(5, 25).view(2, 10)}
 
 @pytest.fixture
 def model() -> Any:
-    torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    ).eval()
+    return tiny_classifier()
 
 
 def factors_of(layers: dict[str, nn.Linear]) -> dict[str, Factorization]:

@@ -285,9 +285,10 @@ run_job(Services.open(Settings()), sys.argv[1])
 
 
 def test_a_killed_supervisor_takes_its_child_along_and_its_leavings_are_removed_by_the_next(
-    services: Services, dataset: Dataset, settings: Settings
+    services: Services, dataset: Dataset, settings: Settings, tmp_path: Path
 ) -> None:
     job = add_job(services.database, dataset, hyperparameters=ENDLESS)
+    publish(services, job, attempt=1, folder=tmp_path)
     supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, job], env=settings.environment())
     try:
         child = wait_for_child(supervisor.pid)
