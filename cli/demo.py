@@ -30,7 +30,7 @@ BUDGETS = (0.8, 0.5)
 HYPERPARAMETERS = Hyperparameters(max_length=64, calibration_samples=256, epochs=1.5)
 QUESTIONS = (
     "Return a client socket that completed a non-blocking TLS handshake on the running event loop.",
-    "Move the pen forward by the specified distance, in the direction it is headed.",
+    "Create a handler that writes log records to a file and rotates it when it grows too large.",
     "Fail if the two objects are unequal as determined by the '==' operator.",
 )
 
@@ -106,7 +106,7 @@ def _classify(folder: Path) -> list[str]:
 def _sizes_table(result: schemas.JobResult) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="Parameters and bytes kept; accuracy on held-out rows (dense: only its head is tuned).",
+        caption="Accuracy on held-out rows; of the dense model, only the head is tuned.",
     )
     table.add_column("")
     for name in ("linear layers", "kept", "whole model", "kept", "accuracy"):
