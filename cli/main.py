@@ -28,21 +28,25 @@ def serve(port: Port = None) -> None:
     JACTUS_BROKER_URL and JACTUS_STORAGE_URL set, the same command uses PostgreSQL, Redis and S3 instead.
     """
     settings = Settings() if port is None else Settings(port=port)
-    try:
-        service = EmbeddedService(settings)
-    except StartError as error:
-        raise typer.Exit(_complain(error)) from error
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with service:
-        typer.echo(f"URL      {service.url}")
-        typer.echo(f"API key  {service.api_key}")
-        typer.echo(f"Try      curl -H 'Authorization: Bearer {service.api_key}' {service.url}/v1/jobs")
-        typer.echo(f"\nDocumentation at {service.url}/docs; data in {settings.data_dir}; stop with Ctrl-C.")
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-        stop.wait()
-        typer.echo("\nStopping.")
+    try:
+        with EmbeddedService(settings) as service:
+            _introduce(service)
+            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+            stop.wait()
+            typer.echo("\nStopping.")
+    except StartError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from error
+
+
+def _introduce(service: EmbeddedService) -> None:
+    typer.echo(f"URL      {service.url}")
+    typer.echo(f"API key  {service.api_key}")
+    typer.echo(f"Try      curl -H 'Authorization: Bearer {service.api_key}' {service.url}/v1/jobs")
+    typer.echo(f"\nDocumentation at {service.url}/docs; data in {service.settings.data_dir}; stop with Ctrl-C.")
 
 
 @app.command()
@@ -58,11 +62,6 @@ def demo(
 
     settings = Settings(port=0)
     run_demo(settings, folder or settings.data_dir / "demo")
-
-
-def _complain(error: Exception) -> int:
-    typer.secho(str(error), fg=typer.colors.RED, err=True)
-    return 1
 
 
 if __name__ == "__main__":
