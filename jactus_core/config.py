@@ -30,7 +30,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, description="Seeds the split, the sa
 
 
 class Hyperparameters(BaseModel):
-    """How to calibrate and how to finetune. Every default is a measured one, so a user may leave them all."""
+    """How to calibrate and how to finetune. Everything has a default; a user may leave them all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
