@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, UploadFile
 
-from api.dependencies import After, Here, Limit, Tenant
+from api.dependencies import After, Here, Limit, Tenant, page_of
 from api.errors import responses
 from api.limits import too_large
 from jobs import datasets, schemas
@@ -51,8 +51,7 @@ def list_datasets(
     """Your datasets, newest first."""
     with services.database.reading() as session:
         found = datasets.list_datasets(session, tenant, after, limit)
-        page = [schemas.Dataset.model_validate(dataset) for dataset in found[:limit]]
-    return schemas.Page(data=page, has_more=len(found) > limit)
+        return page_of(found, limit, schemas.Dataset.model_validate)
 
 
 @router.get("/{dataset_id}", responses=responses(404))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from jobs import keys
 from jobs.errors import Unauthorized
+from jobs.schemas import Item, Page
 from jobs.services import Services
+
+Row = TypeVar("Row")
 
 bearer = HTTPBearer(auto_error=False, description="Your API key.")
 
@@ -31,6 +35,11 @@ def get_tenant(
     if tenant is None:
         raise Unauthorized("This API key is not valid.")
     return tenant
+
+
+def page_of(found: Sequence[Row], limit: int, describe: Callable[[Row], Item]) -> Page[Item]:
+    """The first `limit` rows; one row more in `found` says that there are more."""
+    return Page(data=[describe(row) for row in found[:limit]], has_more=len(found) > limit)
 
 
 Tenant = Annotated[str, Depends(get_tenant)]

@@ -12,12 +12,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from api.dependencies import Here, Limit, Tenant
+from api.dependencies import Here, Limit, Tenant, page_of
 from api.errors import responses
 from jobs import schemas, store
 from jobs.services import Services
 from jobs.states import FINAL
-from jobs.tables import Job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], responses=responses(401, 422))
 
@@ -49,22 +48,19 @@ def job_events(
         store.find(session, tenant, job_id)
         if EVENT_STREAM not in request.headers.get("accept", ""):
             found = store.events(session, job_id, after, limit)
-            page = [schemas.Event.model_validate(event) for event in found[:limit]]
-            return schemas.Page(data=page, has_more=len(found) > limit)
-    stream = _stream(services, job_id, last_event_id or after)
+            return page_of(found, limit, schemas.Event.model_validate)
+    stream = _stream(services, tenant, job_id, last_event_id or after)
     return StreamingResponse(stream, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
 
 
-async def _stream(services: Services, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """New events as they appear; ends when the job is final and everything is told."""
     said_something = time.monotonic()
     while True:
-        batch, over = await run_in_threadpool(_news, services, job_id, after)
+        batch, over = await run_in_threadpool(_news, services, tenant, job_id, after)
         for event in batch:
             after = event.number
             yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.number))
-            if event.type == "status" and event.data["status"] in FINAL:
-                return
         if batch:
             said_something = time.monotonic()
             continue
@@ -76,8 +72,8 @@ async def _stream(services: Services, job_id: str, after: int) -> AsyncIterator[
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _news(services: Services, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
+def _news(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
     """Events past `after`, and whether the job was final before they were read."""
     with services.database.reading() as session:
-        over = session.get_one(Job, job_id).status in FINAL
+        over = store.find(session, tenant, job_id).status in FINAL
         return [schemas.Event.model_validate(event) for event in store.events(session, job_id, after, BATCH)], over

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api.dependencies import After, Here, Limit, Tenant
+from api.dependencies import After, Here, Limit, Tenant, page_of
 from api.errors import responses
 from jactus_core.models import find_model
 from jobs import datasets, schemas, store
@@ -48,8 +48,7 @@ def list_jobs(
     """Your jobs, newest first."""
     with services.database.reading() as session:
         found = store.list_jobs(session, tenant, status, after, limit)
-        page = [store.describe(job) for job in found[:limit]]
-    return schemas.Page(data=page, has_more=len(found) > limit)
+        return page_of(found, limit, store.describe)
 
 
 @router.get("/{job_id}", responses=responses(404))

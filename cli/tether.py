@@ -6,12 +6,11 @@ group is stopped. A command that ends by itself is started again.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+
+from jobs.processes import end_group
 
 POLL_SECONDS = 0.1
 RESTART_SECONDS = 1.0
@@ -25,23 +24,13 @@ def main(command: list[str]) -> None:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not parent_gone.wait(POLL_SECONDS):
             pass
-        _stop(process)
+        end_group(process, GRACE_SECONDS)
         parent_gone.wait(RESTART_SECONDS)
 
 
 def _wait_for_parent(gone: threading.Event) -> None:
     sys.stdin.buffer.read()
     gone.set()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 if __name__ == "__main__":

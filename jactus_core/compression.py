@@ -95,8 +95,9 @@ def compress(
     classifier = load_classifier(reference, rows.label_names)
     classifier.model.to(device)  # type: ignore[arg-type]  # the wrapped method's types lose `self`
     layers = compressible_layers(classifier.model, classifier.head)
+    shapes = [_shape(layer) for layer in layers.values()]
     for budget in config.budgets:
-        check_budget(budget, [_shape(layer) for layer in layers.values()])
+        check_budget(budget, shapes)
     report("loading", 0.8, "tokenizing")
     max_length = min(config.max_length, classifier.max_tokens)
     train = TokenizedTexts(train_rows, classifier.tokenizer, max_length)
@@ -120,6 +121,13 @@ def compress(
     allocations = {budget: allocate(spectra, budget) for budget in config.budgets}
     report("allocating", 1.0, f"{len(config.budgets)} budgets")
 
+    origin = {
+        "config": config.model_dump(mode="json"),
+        "model": asdict(reference) | {"location": reference.name},
+        "dataset": _fingerprint(rows),
+        "versions": _versions(device),
+        "dense": {"accuracy": dense_accuracy, "size": asdict(dense_size)},
+    }
     results = []
     for number, (budget, allocation) in enumerate(allocations.items()):
         note = f"budget {budget:g}"
@@ -136,12 +144,8 @@ def compress(
         folder = output / f"budget-{budget:g}"
         point = BudgetResult(budget, folder, allocation.kept_fraction, size, score, allocation.ranks)
         provenance = {
-            "config": config.model_dump(mode="json"),
-            "model": asdict(reference) | {"location": reference.name},
-            "dataset": _fingerprint(rows),
-            "versions": _versions(device),
-            "dense": {"accuracy": dense_accuracy, "size": dense_size.as_dict()},
-            "compressed": {"accuracy": score, "size": size.as_dict()},
+            **origin,
+            "compressed": {"accuracy": score, "size": asdict(size)},
             "layers": _layer_report(factors, allocation, spectra),
         }
         save_checkpoint(compressed, classifier.tokenizer, provenance, folder)

@@ -13,6 +13,9 @@ class JactusError(Exception):
         self.message = message
         self.param = param
 
+    def as_dict(self) -> dict[str, str | None]:
+        return {"code": self.code, "message": self.message, "param": self.param}
+
 
 class InvalidDataset(JactusError):
     """The dataset cannot be read or cannot be learned from."""

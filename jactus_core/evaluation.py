@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,9 +20,6 @@ class Size:
     bytes: int
     compressible_parameters: int
     compressible_bytes: int
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def size_of(model: nn.Module, layers: list[str]) -> Size:

@@ -70,8 +70,12 @@ class CoreLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.base is not None:
-            return functional.linear(x, self.base + self.up @ self.core @ self.down, self.bias)
+            return functional.linear(x, self._adapted(self.base), self.bias)
         return functional.linear(functional.linear(functional.linear(x, self.down), self.core), self.up, self.bias)
+
+    def _adapted(self, base: Tensor) -> Tensor:
+        """The weight (m, n) of a layer that stays dense; cheaper than a second path for more tokens than ranks."""
+        return base + self.up @ self.core @ self.down
 
     @torch.no_grad()
     def folded(self) -> nn.Linear | LowRankLinear:
@@ -79,7 +83,7 @@ class CoreLinear(nn.Module):
         (m, rank), n = self.up.shape, self.down.shape[1]
         if self.base is not None:
             dense = nn.Linear(n, m, bias=self.bias is not None, device=self.up.device)
-            dense.weight.copy_(self.base + self.up @ self.core @ self.down)
+            dense.weight.copy_(self._adapted(self.base))
             _copy_bias(dense, self.bias)
             return dense
         layer = LowRankLinear(n, m, rank, self.bias is not None).to(self.up.device)

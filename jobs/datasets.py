@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from sqlalchemy import select
@@ -11,6 +10,7 @@ from sqlalchemy.orm import Session
 from jactus_core.data import format_of, read_texts
 from jobs.clock import new_id, now
 from jobs.errors import NotFound
+from jobs.storage import sha256_of
 from jobs.tables import Dataset
 
 
@@ -19,15 +19,13 @@ def check_file(tenant: str, filename: str, file: Path, text_column: str, label_c
     format = format_of(filename)
     texts = read_texts(file, format, text_column, label_column)
     id = new_id("dataset")
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return Dataset(
         id=id,
         tenant=tenant,
         filename=filename,
         format=format,
         bytes=file.stat().st_size,
-        sha256=digest,
+        sha256=sha256_of(file),
         storage_key=f"datasets/{id}/data.{format}",
         text_column=text_column,
         label_column=label_column,

@@ -154,7 +154,7 @@ def succeed(session: Session, lease: Lease, result: dict[str, Any], files: list[
 
 
 def fail(session: Session, lease: Lease, error: JactusError) -> bool:
-    return _move(session, lease.job_id, states.FAIL, lease, error=as_dict(error), finished_at=now(), **NO_LEASE)
+    return _move(session, lease.job_id, states.FAIL, lease, error=error.as_dict(), finished_at=now(), **NO_LEASE)
 
 
 def confirm_stopped(session: Session, lease: Lease) -> bool:
@@ -175,7 +175,7 @@ def take_back_dead(session: Session, max_attempts: int) -> None:
         elif job.attempt < max_attempts:
             _move(session, job.id, states.REQUEUE, lease, sent_at=None, stage=None, progress=0.0, **NO_LEASE)
         else:
-            _move(session, job.id, states.GIVE_UP, lease, error=as_dict(_lost(job)), finished_at=now(), **NO_LEASE)
+            _move(session, job.id, states.GIVE_UP, lease, error=_lost(job).as_dict(), finished_at=now(), **NO_LEASE)
 
 
 def waiting_unsent(session: Session, older_than_seconds: float) -> list[str]:
@@ -189,10 +189,6 @@ class WorkerLost(JactusError):
     """The worker died under the job once too often."""
 
     code = "worker_lost"
-
-
-def as_dict(error: JactusError) -> dict[str, Any]:
-    return {"code": error.code, "message": error.message, "param": error.param}
 
 
 def _lost(job: Job) -> WorkerLost:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from jobs.processes import end_group
 from worker.pipeline import Message, Specification
 
 POLL_SECONDS = 0.2
@@ -48,11 +47,7 @@ class Child:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._signal_group(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self._grace)
-        self._signal_group(signal.SIGKILL)
-        self._process.wait()
+        end_group(self._process, self._grace)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -80,7 +75,3 @@ class Child:
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put(None)
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)

@@ -16,19 +16,14 @@ BEATS_PER_LEASE = 4
 
 
 class Heartbeat:
-    """Renews `lease` until left; `cancelled` and `lost` say why a run must be stopped."""
+    """Renews `lease` until left; `must_stop` once the job is being cancelled or the lease is lost."""
 
     def __init__(self, services: Services, lease: store.Lease) -> None:
-        self.cancelled = False
-        self.lost = False
+        self.must_stop = False
         self._services = services
         self._lease = lease
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{lease.job_id}", daemon=True)
-
-    @property
-    def must_stop(self) -> bool:
-        return self.cancelled or self.lost
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -47,5 +42,4 @@ class Heartbeat:
             except Exception:  # the database is away for a moment: the lease has slack, the next beat tries again
                 logger.warning("heartbeat of %s failed", self._lease.job_id, exc_info=True)
                 continue
-            self.cancelled = status == Status.CANCELLING
-            self.lost = status is None
+            self.must_stop = status != Status.RUNNING

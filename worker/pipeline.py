@@ -7,7 +7,6 @@ gone and the child ends at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -61,7 +60,7 @@ def main() -> int:
         return 0
     except JactusError as error:
         traceback.print_exc()
-        say("error", code=error.code, message=error.message, param=error.param)
+        say("error", **error.as_dict())
     except Exception as error:  # noqa: BLE001 - the supervisor logs the traceback
         traceback.print_exc()
         message = f"The run failed with {type(error).__name__}; the worker's log has the details."
@@ -80,7 +79,7 @@ def _run(specification: Specification, say: Any) -> dict[str, Any]:
     )
     model = find_model(specification.model, specification.revision, specification.model_root)
     result = compress(model, texts, specification.output, specification.config, report=report)
-    return dict(json.loads(json.dumps(result.as_dict())))
+    return result.as_dict()
 
 
 def _take_stdout() -> TextIO:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -17,6 +16,7 @@ from jactus_core.errors import JactusError
 from jactus_core.progress import StageClock
 from jobs import store
 from jobs.services import Services
+from jobs.storage import sha256_of
 from jobs.tables import Artifact, Dataset, Job
 from worker.child import Child
 from worker.lease import Heartbeat
@@ -165,12 +165,10 @@ class _Run:
     def _upload(self, path: Path, name: str, prefix: str) -> Artifact:
         if self.heartbeat.must_stop:
             raise Stopped
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
         key = f"{prefix}/{name}"
         self.services.storage.put_file(key, path)
         size = path.stat().st_size
-        return Artifact(job_id=self.lease.job_id, path=name, bytes=size, sha256=digest, storage_key=key)
+        return Artifact(job_id=self.lease.job_id, path=name, bytes=size, sha256=sha256_of(path), storage_key=key)
 
     def _tell(self, stage: str, fraction: float, note: str) -> None:
         if stage != self.stage:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -140,12 +141,7 @@ def test_a_success_publishes_every_file_with_its_hash_and_a_manifest(
 def test_a_run_that_fails_tells_why(services: Services, dataset: Dataset, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "models" / "emptied").mkdir(parents=True)
     (tmp_path / "models" / "emptied" / "config.json").write_text('{"model_type": "bert"}')
-    elsewhere = Services(
-        settings.model_copy(update={"model_root": tmp_path / "models"}),
-        services.database,
-        services.storage,
-        services.queue,
-    )
+    elsewhere = replace(services, settings=settings.model_copy(update={"model_root": tmp_path / "models"}))
     job = add_job(services.database, dataset, model="emptied")
     publish(services, job, attempt=1, folder=tmp_path)
     run_job(elsewhere, job)
@@ -208,12 +204,7 @@ def test_a_child_that_will_not_stop_is_killed(
     deaf.mkdir()
     (deaf / "sitecustomize.py").write_text("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n")
     monkeypatch.setenv("PYTHONPATH", str(deaf))
-    hasty = Services(
-        settings.model_copy(update={"cancel_grace_seconds": 0.5}),
-        services.database,
-        services.storage,
-        services.queue,
-    )
+    hasty = replace(services, settings=settings.model_copy(update={"cancel_grace_seconds": 0.5}))
     job = add_job(services.database, dataset, hyperparameters=ENDLESS)
     with supervising(hasty, job) as thread:
         child = wait_for_child()
