@@ -112,9 +112,10 @@ def _sizes_table(result: schemas.JobResult) -> Table:
     for name in ("linear layers", "kept", "whole model", "kept", "accuracy"):
         table.add_column(name, justify="right", no_wrap=True)
     dense = result.dense_size
-    table.add_row("dense", *_size_cells(dense, dense), f"{result.dense_accuracy:.1%}")
+    table.add_row("dense", *_size_cells(dense, dense), f"{result.dense_metrics[result.metric]:.1%}")
     for point in result.budgets:
-        table.add_row(f"budget {point.budget:g}", *_size_cells(point.size, dense), f"{point.accuracy:.1%}")
+        quality = point.metrics[result.metric]
+        table.add_row(f"budget {point.budget:g}", *_size_cells(point.size, dense), f"{quality:.1%}")
     return table
 
 

@@ -8,28 +8,49 @@ Importing this package teaches transformers to load the checkpoints; torch is im
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 if TYPE_CHECKING:
-    from jactus_core.compression import compress
+    from jactus_core.compression import CompressionResult, compress
     from jactus_core.config import CompressionConfig
+    from jactus_core.errors import JactusError
+    from jactus_core.estimation import Estimate, estimate
+    from jactus_core.export import export
+    from jactus_core.models import find_model
 
 __version__ = "0.1.0"
-__all__ = ["CompressionConfig", "compress"]
+__all__ = [
+    "CompressionConfig",
+    "CompressionResult",
+    "Estimate",
+    "JactusError",
+    "compress",
+    "estimate",
+    "export",
+    "find_model",
+]
+_HOMES = {
+    "CompressionConfig": "config",
+    "CompressionResult": "compression",
+    "Estimate": "estimation",
+    "JactusError": "errors",
+    "compress": "compression",
+    "estimate": "estimation",
+    "export": "export",
+    "find_model": "models",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compress":
-        from jactus_core.compression import compress
-
-        return compress
-    if name == "CompressionConfig":
-        from jactus_core.config import CompressionConfig
-
-        return CompressionConfig
-    raise AttributeError(f"module 'jactus_core' has no attribute '{name}'")
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jactus_core' has no attribute '{name}'")
+    found = getattr(import_module(f"jactus_core.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 @wrapt.when_imported("transformers.models.auto.modeling_auto")

@@ -4,139 +4,246 @@ For a layer y = W x + b and the loss summed over the batch, over N real (unpadde
 
     C_x = 1/N Σ x xᵀ   (n, n)        C_g = 1/N Σ g gᵀ   (m, m),   g = ∂loss/∂y
 
-Both are kept as unnormalised sums plus a count and divided once at the end, then shrunk towards a scaled identity
-(Ledoit and Wolf, 2004), which needs only one more scalar, Σ‖x‖⁴.
+Both are kept as unnormalised sums plus counts and divided once at the end, then shrunk towards a scaled identity. The
+tokens of one row (a text, an image) depend on each other, so the shrinkage takes rows, not tokens, as the independent
+draws; it needs one more scalar, the mean of ‖M‖² over rows, where M is the row's own mean of x xᵀ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
+from jactus_core.losses import cross_entropy_sum
+from jactus_core.modeling_jactus import matrix_shape
+
+Shrinkage = Literal["ledoit-wolf", "oas"] | float
+SYMMETRIC_BLOCK = 256
+"""Columns per block of a covariance: blocks below the diagonal are mirrored at the end instead of computed."""
+PROBED_ROWS = 32
+"""Rows from which the spread between rows is estimated; it is one scalar, so these are enough."""
 
 
 @dataclass
 class Moments:
     """Streaming uncentred second moment of vectors of one size d."""
 
-    total: Tensor  # (d, d) Σ x xᵀ
-    quartic: float = 0.0  # Σ ‖x‖⁴
-    count: int = 0  # vectors seen
+    total: Tensor  # (d, d) float32 Σ x xᵀ; only on and above the diagonal
+    tokens: int = 0  # vectors seen
+    rows: int = 0  # rows that held them
+    probed: int = 0  # rows that `spread` sums over
+    spread: float = 0.0  # Σ ‖M‖² over the probed rows, M = (d, d) mean of x xᵀ within the row
 
     @classmethod
     def zeros(cls, size: int, device: torch.device | str = "cpu") -> Moments:
         return cls(torch.zeros(size, size, device=device))
 
-    def add(self, rows: Tensor) -> None:
-        """Add the rows of a (N, d) tensor."""
-        rows = rows.detach().to(self.total.dtype)
-        self.total.addmm_(rows.T, rows)
-        self.quartic += float(rows.double().square().sum(1).square().sum())
-        self.count += rows.shape[0]
+    def add(self, x: Tensor, mask: Tensor | None = None, probe: bool = True) -> None:
+        """Add a batch (rows, …, d); `mask` (rows, tokens) is false where there is padding.
+
+        A batch (tokens, d), as behind a pooler, holds one token per row. `probe` adds to the spread between rows.
+        """
+        x = x.detach().unsqueeze(1).flatten(1, -2).to(self.total.dtype)
+        if mask is not None and x.shape[:2] == (mask.numel(), 1):  # an architecture that flattens rows and tokens
+            x = x.reshape(*mask.shape, -1)
+        if mask is None or mask.shape != x.shape[:2]:
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        real = x[mask]  # (tokens, d)
+        size = real.shape[1]
+        for start in range(0, size, SYMMETRIC_BLOCK):
+            stop = min(start + SYMMETRIC_BLOCK, size)
+            self.total[start:stop, start:].addmm_(real[:, start:stop].T, real[:, start:])
+        self.tokens += len(real)
+        self.rows += len(x)
+        if probe:
+            self._probe(x, mask)
+
+    def _probe(self, x: Tensor, mask: Tensor) -> None:
+        x = x * mask.unsqueeze(-1)
+        gram = x @ x.mT  # ‖Σ x xᵀ‖ = ‖gram‖, and it has only (tokens, tokens) entries per row
+        self.spread += float((gram / mask.sum(1).clamp(min=1)[:, None, None]).square().sum())
+        self.probed += len(x)
+
+    def gather(self, processes: Processes) -> None:
+        """Add up what every process has seen."""
+        processes.sum_(self.total)
+        facts = torch.tensor([self.tokens, self.rows, self.probed, self.spread], dtype=torch.float64)
+        tokens, rows, probed, self.spread = processes.sum_(facts.to(_exact(self.total.device))).tolist()
+        self.tokens, self.rows, self.probed = int(tokens), int(rows), int(probed)
 
     def covariance(self) -> Tensor:
         """The plain estimate Σ x xᵀ / N, (d, d) float64."""
-        return self.total.double() / max(self.count, 1)
+        upper = self.total.to(_exact(self.total.device)).double().triu_()
+        return (upper + upper.triu(1).T).div_(max(self.tokens, 1))
 
-    def shrinkage(self) -> float:
-        """Ledoit-Wolf intensity in [0, 1]: how far to move the estimate towards tr(C)/d · I."""
-        if self.count == 0:
-            return 1.0
+    def shrunk(self, shrinkage: Shrinkage = "ledoit-wolf") -> tuple[Tensor, float]:
+        """(1 − ρ) C + ρ tr(C)/d · I, (d, d) float64, and the intensity ρ that `shrinkage` leads to."""
         estimate = self.covariance()
-        size = estimate.shape[0]
-        squared_norm = float(estimate.square().sum())
-        spread = squared_norm - float(estimate.trace()) ** 2 / size  # ‖C − μI‖²
-        noise = (self.quartic / self.count - squared_norm) / self.count  # E‖C − Σ‖²
-        return min(max(noise / spread, 0.0), 1.0) if spread > 0 else 1.0
+        intensity = self._intensity(estimate, shrinkage)
+        scale = float(estimate.trace()) / len(estimate)
+        estimate.mul_(1 - intensity).diagonal().add_(intensity * scale)
+        return estimate, intensity
 
-    def shrunk(self) -> Tensor:
-        """(1 − ρ) C + ρ tr(C)/d · I with the Ledoit-Wolf ρ, (d, d) float64."""
-        estimate, intensity = self.covariance(), self.shrinkage()
-        shrunk = estimate * (1 - intensity)
-        shrunk.diagonal().add_(intensity * float(estimate.trace()) / estimate.shape[0])
-        return shrunk
+    def _intensity(self, estimate: Tensor, shrinkage: Shrinkage) -> float:
+        """ρ in [0, 1] after Ledoit and Wolf (2004) over rows, Chen et al. (2010, "oas") over tokens, or as given."""
+        if not isinstance(shrinkage, str):
+            return shrinkage
+        squared_trace, squared_norm = float(estimate.trace()) ** 2, float(estimate.square().sum())
+        distance = squared_norm - squared_trace / len(estimate)  # ‖C − μI‖²
+        if self.tokens == 0 or distance <= 0:
+            return 1.0
+        if shrinkage == "oas":
+            noise = (squared_norm + squared_trace) / (self.tokens + 1)
+        else:
+            noise = (self.spread / self.probed - squared_norm) / self.rows  # E‖C − Σ‖²
+        return min(max(noise / distance, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What calibration learned about one layer; layers that read the same tensor share one `inputs` object."""
+    """What calibration learned about one layer; layers that read the same tensors share one `inputs` object."""
 
     inputs: Moments  # (n, n)
     gradients: Moments  # (m, m)
 
 
+def find_readers(model: nn.Module, layers: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> list[list[str]]:
+    """Group the layers that read the very same tensors (q, k, v; gate, up) and so share one C_x.
+
+    One forward pass over `batch` finds out, on any device, the meta device included. A layer that does not fire is a
+    group of its own.
+    """
+    read: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}  # tensors kept, so that ids stay unique
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: read[name].append((args[0], args[0]._version)))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(**_inputs(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: dict[Any, list[str]] = {}
+    for name, tensors in read.items():
+        groups.setdefault(tuple((id(tensor), version) for tensor, version in tensors) or name, []).append(name)
+    return list(groups.values())
+
+
+def covariance_bytes(shapes: Sequence[tuple[int, int]]) -> int:
+    """Bytes that the C_x and C_g of layers of shapes (m, n) take which read the same tensor."""
+    return 4 * (shapes[0][1] ** 2 + sum(m * m for m, _ in shapes))
+
+
+def plan_passes(groups: list[list[str]], bytes_of: Mapping[str, int], bound: int | None) -> list[list[list[str]]]:
+    """Split groups into passes over the calibration data whose covariances stay within `bound` bytes.
+
+    `bytes_of` is keyed by each group's first layer. A group that is larger than the bound has a pass of its own.
+    """
+    passes: list[list[list[str]]] = []
+    room = 0
+    for group in groups:
+        needed = bytes_of[group[0]]
+        if not passes or (bound is not None and needed > room):
+            passes.append([])
+            room = bound or 0
+        passes[-1].append(group)
+        room -= needed
+    return passes
+
+
 def calibrate(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]]
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    groups: Sequence[Sequence[str]],
+    batches: Iterable[Mapping[str, Any]],
+    sampled_labels: bool = False,
+    processes: Processes = ALONE,
 ) -> dict[str, LayerStatistics]:
-    """Run forward and backward over `batches` and return the statistics of every layer in `layers`.
+    """Run forward and backward over `batches` and return the statistics of every layer named in `groups`.
 
     Each batch is a set of keyword arguments for `model`, with `labels` and, for padded text, `attention_mask`. Only
-    activations get gradients, so the cost is a forward and the activation half of a backward pass. Raises
-    NonFiniteLoss naming the batch.
+    activations get gradients, so the cost is a forward and the activation half of a backward pass. Of several
+    processes each brings its share of the batches. Raises NonFiniteLoss naming the batch.
     """
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    recorder = _Recorder(layers)
+    recorder = _Recorder(layers, groups)
     with recorder.attached():
         for number, batch in enumerate(batches, start=1):
-            recorder.begin(batch.get("attention_mask"))
-            loss = model(**batch).loss
+            mask = batch.get("attention_mask")
+            recorder.mask = None if mask is None else mask.bool()
+            before = processes.rank + (number - 1) * processes.count  # batches, over all processes
+            recorder.probe = before * len(batch["labels"]) < PROBED_ROWS
+            loss = cross_entropy_sum(model(**_inputs(batch)).logits, batch["labels"], sampled_labels)
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(f"The loss of calibration batch {number} is {loss.item()}.")
-            (loss * len(batch["labels"])).backward()
-    return recorder.statistics()
+            if loss.requires_grad:  # not when every layer of this pass stayed silent
+                loss.backward()
+    recorder.gather(processes)
+    for name, seen in recorder.statistics.items():
+        if not (torch.isfinite(seen.inputs.total).all() and torch.isfinite(seen.gradients.total).all()):
+            raise NonFiniteLoss(f"What layer '{name}' reads, or its gradient, is not finite on the calibration rows.")
+    return recorder.statistics
 
 
 class _Recorder:
     """Hooks that feed one Moments per distinct input tensor and one per layer output."""
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = layers
-        self.inputs: dict[str, Moments] = {}  # by the first layer that reads the tensor
-        self.gradients: dict[str, Moments] = {}
-        self.reads: dict[str, str] = {}  # layer -> the layer under which its input is recorded
-        self._mask: Tensor | None = None
-        self._seen: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept so that its id stays unique
+    def __init__(self, layers: Mapping[str, nn.Module], groups: Sequence[Sequence[str]]) -> None:
+        self.mask: Tensor | None = None
+        self.probe = True
+        self.statistics: dict[str, LayerStatistics] = {}
+        self._leaders = {group[0] for group in groups}
+        self._layers = {name: layers[name] for group in groups for name in group}
+        for group in groups:
+            device = next(layers[group[0]].parameters()).device
+            shapes = [matrix_shape(layers[name]) for name in group]
+            inputs = Moments.zeros(shapes[0][1], device)
+            for name, (m, _) in zip(group, shapes, strict=True):
+                self.statistics[name] = LayerStatistics(inputs, Moments.zeros(m, device))
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         handles = [
             layer.register_forward_hook(lambda _, args, output, name=name: self._record(name, args[0], output))
-            for name, layer in self.layers.items()
+            for name, layer in self._layers.items()
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._seen.clear()
 
-    def begin(self, mask: Tensor | None) -> None:
-        self._mask = None if mask is None else mask.bool()
-        self._seen.clear()
-
-    def _record(self, name: str, x: Tensor, y: Tensor) -> None:
+    def _record(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         if not y.requires_grad:
-            y.requires_grad_()  # the first layers: no parameter requires a gradient, so start the graph here
-        leader = self.reads.get(name)
-        if leader is None:
-            leader = self.reads[name] = self._seen.setdefault(id(x), (x, name))[1]
-        if leader == name:
-            self.inputs.setdefault(name, Moments.zeros(x.shape[-1], x.device)).add(self._real_positions(x))
-        moments = self.gradients.setdefault(name, Moments.zeros(y.shape[-1], y.device))
-        y.register_hook(lambda gradient: moments.add(self._real_positions(gradient)))
+            y.requires_grad_()  # no parameter requires a gradient, so the graph starts at the first layers
+        y = y.clone()  # a hook on a view, as Linear returns, is lost once the model changes the view in place
+        statistics, mask, probe = self.statistics[name], self.mask, self.probe
+        if name in self._leaders:
+            statistics.inputs.add(x, mask, probe)
+        y.register_hook(lambda gradient: statistics.gradients.add(gradient, mask, probe))
+        return y
 
-    def _real_positions(self, tensor: Tensor) -> Tensor:
-        """(batch, tokens, d) without padding, or any other shape as it is, flattened to (N, d)."""
-        if self._mask is not None and tensor.dim() == 3 and tensor.shape[:2] == self._mask.shape:
-            return tensor[self._mask]
-        return tensor.reshape(-1, tensor.shape[-1])
+    def gather(self, processes: Processes) -> None:
+        for name, statistics in self.statistics.items():
+            if name in self._leaders:
+                statistics.inputs.gather(processes)
+            statistics.gradients.gather(processes)
 
-    def statistics(self) -> dict[str, LayerStatistics]:
-        return {name: LayerStatistics(self.inputs[self.reads[name]], self.gradients[name]) for name in self.reads}
+
+def _exact(device: torch.device) -> torch.device:
+    """Where to compute in float64: the CPU instead of Apple's GPUs, which have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key != "labels"}

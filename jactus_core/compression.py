@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import logging
+import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from jactus_core import __version__
-from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget
-from jactus_core.calibration import LayerStatistics, Moments, calibrate
-from jactus_core.checkpoint import deployed, save_checkpoint
+from jactus_core.allocation import Allocation, allocate, check_budget
+from jactus_core.checkpoint import deploy, save_checkpoint, save_probe, verify_checkpoints
 from jactus_core.config import CompressionConfig
-from jactus_core.data import LabelledTexts, as_texts, split
-from jactus_core.evaluation import Size, accuracy, size_of
-from jactus_core.factorization import Factorization, Side, factorize
+from jactus_core.decomposition import Decomposition, decompose
+from jactus_core.distributed import Processes
+from jactus_core.encoding import Encoded, encode
+from jactus_core.evaluation import Metrics, Size, evaluate, size_of
+from jactus_core.examples import Examples, read_examples, split
 from jactus_core.finetuning import finetune_cores, warm_up_head
-from jactus_core.layers import compressible_layers, install_cores
-from jactus_core.loading import Classifier, load_classifier
+from jactus_core.layers import Targets, find_targets, install_cores
+from jactus_core.loading import load_model
 from jactus_core.models import ModelReference, find_model
+from jactus_core.plots import plot_frontier, plot_ranks
 from jactus_core.progress import Report, Stage, StageClock, silent
-from jactus_core.tokenized import TokenizedTexts, to_device
+from jactus_core.reporting import write_json, write_report
+from jactus_core.sources import open_source
+from jactus_core.tasks import TASKS, TaskName
+from jactus_core.work import WorkFolder, fingerprint
 
-EVALUATION_BATCH = 64
-WARMUP_SHARE_OF_CALIBRATION = 0.6
-"""How much of the calibrating stage's progress bar the head's warm-up takes."""
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER = ".work"
+FEW_SAMPLES = 64
+"""Fewer calibration rows than this still work, with covariances that lean on their shrinkage; a warning says so."""
+PROBE_ROWS = 4
+AFTER_DECOMPOSITION = {
+    "budgets",
+    "budget_scope",
+    "allocation",
+    "rank_multiple",
+    "core_basis",
+    "trained",
+    "epochs",
+    "learning_rate",
+    "gradient_checkpointing",
+    "max_shard_size",
+    "max_covariance_bytes",
+}
+"""Settings that calibration and decomposition do not depend on, so that changing them keeps their results."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +65,9 @@ class BudgetResult:
 
     budget: float
     folder: Path
-    kept_fraction: float  # of the compressible parameters, never above `budget`
+    kept_fraction: float  # of the compressible parameters
     size: Size
-    accuracy: float
+    metrics: Metrics
     ranks: dict[str, int | None]  # None: the layer stays dense
 
 
@@ -51,10 +75,25 @@ class BudgetResult:
 class CompressionResult:
     """What one calibration gave at every budget, against the dense model with the same warmed-up head."""
 
+    task: TaskName
+    metric: str  # the key of the metrics that stands for the task
     dense_size: Size
-    dense_accuracy: float
+    dense_metrics: Metrics
     budgets: list[BudgetResult]
-    seconds: dict[str, float]  # by stage
+    seconds: dict[str, float]  # by stage, in this process
+
+    def __str__(self) -> str:
+        """The frontier as a table."""
+        lines = [f"{'':<12}{'linear layers':>15}{'whole model':>13}{self.metric:>14}"]
+        dense = self.dense_size
+        rows = [("dense", dense, self.dense_metrics)]
+        rows += [(f"budget {point.budget:g}", point.size, point.metrics) for point in self.budgets]
+        for name, size, metrics in rows:
+            kept = size.compressible_parameters / dense.compressible_parameters
+            lines.append(
+                f"{name:<12}{kept:>15.1%}{size.parameters / dense.parameters:>13.1%}{metrics[self.metric]:>14.4f}"
+            )
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; folders by name, so that the result can travel."""
@@ -64,183 +103,305 @@ class CompressionResult:
 
 def compress(
     model: str | ModelReference,
-    data: str | Path | Sequence[dict[str, Any]] | LabelledTexts,
+    data: Any,
     output: str | Path,
     config: CompressionConfig | None = None,
     *,
-    budgets: Sequence[float] | None = None,
-    text_column: str = "text",
-    label_column: str = "label",
+    eval_data: Any = None,
+    columns: Mapping[str, str] | None = None,
+    data_revision: str | None = None,
     report: Report = silent,
+    **changes: Any,
 ) -> CompressionResult:
-    """Compress a text classifier and tune it for the task in `data`; one checkpoint folder per budget in `output`.
+    """Compress a transformer and tune it for the task in `data`; one checkpoint folder per budget in `output`.
 
-    `model` is a hub id or a folder; `data` a CSV or JSON-lines file, or a list of dictionaries; `budgets`, fractions
-    of the compressible parameters to keep, overrides those of `config`. Raises a JactusError with a code and a remedy.
+    `model` is a hub id or a folder. `data` is a CSV, JSON-lines or Parquet file, a folder or zip of images by class, a
+    `datasets` object, a list of dictionaries, or a hub id with `data_revision`; `columns` maps what the task needs
+    ("text", "label", …) to column names. Rows to evaluate on come from `eval_data`, from an evaluation split in
+    `data`, or are held out. `changes` override single settings of `config`: `budgets=(0.8, 0.5)`.
+
+    A call that was killed continues where it stopped when it is made again, with the same result. Raises a JactusError
+    with a code and a remedy.
     """
-    config = config or CompressionConfig()
-    if budgets is not None:
-        config = CompressionConfig.model_validate({**config.model_dump(), "budgets": budgets})
-    output = Path(output)
-    clock = StageClock()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    clock.enter("loading")
-    report("loading", 0.0, "reading the dataset")
-    rows = data if isinstance(data, LabelledTexts) else as_texts(data, text_column, label_column)
-    train_rows, eval_rows = split(rows, config.eval_fraction, config.seed)
-    report("loading", 0.3, "loading the model")
-    reference = model if isinstance(model, ModelReference) else find_model(model)
-    transformers.set_seed(config.seed)  # a new head starts at random
-    classifier = load_classifier(reference, rows.label_names)
-    classifier.model.to(device)  # type: ignore[arg-type]  # the wrapped method's types lose `self`
-    layers = compressible_layers(classifier.model, classifier.head)
-    shapes = [_shape(layer) for layer in layers.values()]
-    for budget in config.budgets:
-        check_budget(budget, shapes)
-    report("loading", 0.8, "tokenizing")
-    max_length = min(config.max_length, classifier.max_tokens)
-    train = TokenizedTexts(train_rows, classifier.tokenizer, max_length)
-    held_out = TokenizedTexts(eval_rows, classifier.tokenizer, max_length)
-    report("loading", 1.0, f"{len(train)} rows to train on, {len(held_out)} held out, {len(layers)} layers")
-
-    clock.enter("calibrating")
-    statistics = _calibrate(classifier, layers, train, config, report)
-    report("calibrating", 1.0, f"covariances of {len(layers)} layers")
-
-    clock.enter("evaluating")
-    show = _part(report, "evaluating", 0, 1 + len(config.budgets), "the dense model")
-    dense_accuracy = accuracy(classifier.model, held_out, EVALUATION_BATCH, show)
-    dense_size = size_of(classifier.model, list(layers))
-
-    clock.enter("decomposing")
-    factors = _decompose(layers, statistics, config, report)
-
-    clock.enter("allocating")
-    spectra = {name: _spectrum(layers[name], factors[name], statistics[name]) for name in layers}
-    allocations = {budget: allocate(spectra, budget) for budget in config.budgets}
-    report("allocating", 1.0, f"{len(config.budgets)} budgets")
-
-    origin = {
-        "config": config.model_dump(mode="json"),
-        "model": asdict(reference) | {"location": reference.name},
-        "dataset": _fingerprint(rows),
-        "versions": _versions(device),
-        "dense": {"accuracy": dense_accuracy, "size": asdict(dense_size)},
-    }
-    results = []
-    for number, (budget, allocation) in enumerate(allocations.items()):
-        note = f"budget {budget:g}"
-        clock.enter("finetuning")
-        candidate = copy.deepcopy(classifier.model)
-        install_cores(candidate, factors, allocation.ranks)
-        show = _part(report, "finetuning", number, len(allocations), note)
-        finetune_cores(candidate, classifier.head, train, config, show)
-        compressed = deployed(candidate, allocation.ranks)
-        clock.enter("evaluating")
-        show = _part(report, "evaluating", number + 1, 1 + len(allocations), note)
-        score = accuracy(compressed, held_out, EVALUATION_BATCH, show)
-        size = size_of(compressed, list(layers))
-        folder = output / f"budget-{budget:g}"
-        point = BudgetResult(budget, folder, allocation.kept_fraction, size, score, allocation.ranks)
-        provenance = {
-            **origin,
-            "compressed": {"accuracy": score, "size": asdict(size)},
-            "layers": _layer_report(factors, allocation, spectra),
-        }
-        save_checkpoint(compressed, classifier.tokenizer, provenance, folder)
-        results.append(point)
-
-    clock.enter(None)
-    result = CompressionResult(dense_size, dense_accuracy, results, clock.seconds)
-    (output / "frontier.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return result
+    settings = (config or CompressionConfig()).model_dump() | changes
+    config = CompressionConfig.model_validate(settings)
+    return _Run(config, Path(output), report).go(model, data, eval_data, columns, data_revision)
 
 
-def _calibrate(
-    classifier: Classifier,
-    layers: dict[str, nn.Linear],
-    train: TokenizedTexts,
-    config: CompressionConfig,
-    report: Report,
-) -> dict[str, LayerStatistics]:
-    warmed = 0.0
-    if classifier.head_is_new:
-        warmed = WARMUP_SHARE_OF_CALIBRATION
-        warm_up_head(
-            classifier.model,
-            classifier.head,
-            train,
-            config,
-            lambda done: report("calibrating", warmed * done, "warming up the task head"),
+@dataclass(frozen=True)
+class _Data:
+    """Encoded rows and what is known of them."""
+
+    train: Encoded
+    held_out: Encoded
+    label_names: list[str]
+    facts: dict[str, Any]
+
+
+class _Run:
+    """One call of `compress`: the six steps, each skipped when the work folder has its result."""
+
+    def __init__(self, config: CompressionConfig, output: Path, report: Report) -> None:
+        self.config = config
+        self.output = output
+        self.report = report
+        self.task = TASKS[config.task]
+        self.clock = StageClock()
+        self.work = WorkFolder(output / WORK_FOLDER)
+        device = _device(config.device)
+        self.processes = Processes.join(device)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+    def go(
+        self, model: str | ModelReference, data: Any, eval_data: Any, columns: Mapping[str, str] | None, revision: Any
+    ) -> CompressionResult:
+        self.clock.enter("loading")
+        self.report("loading", 0.0, "reading the dataset")
+        train_rows, eval_rows = self._read(data, eval_data, columns, revision)
+        self.report("loading", 0.3, "loading the model")
+        self.reference = model if isinstance(model, ModelReference) else find_model(model)
+        transformers.set_seed(self.config.seed)  # a new head starts at random
+        self.loaded = load_model(self.reference, train_rows.label_names, self.config)
+        self.loaded.model.to(self.device)  # type: ignore[arg-type]  # the wrapped method's types lose `self`
+        targets = find_targets(self.loaded.model, self.loaded.body, self.loaded.head)
+        self._check_budgets(targets)
+        self.report("loading", 0.8, "preparing the rows")
+        data_ = self._encode(train_rows, eval_rows)
+        self.key = self._key(data_)
+        self.report("loading", 1.0, f"{len(data_.train)} rows to train on, {len(data_.held_out)} held out")
+
+        self._warm_up(data_)
+        dense = self._evaluate_dense(data_)
+        dense_size = size_of(self.loaded.model, list(targets.layers))
+        sample = data_.train.sample(self.config.calibration_samples, self.config.seed)
+        if len(sample) < FEW_SAMPLES:
+            logger.warning("only %d calibration rows; covariances lean on their shrinkage", len(sample))
+        targets, factors = decompose(
+            self.loaded.model,
+            targets,
+            sample,
+            self.config,
+            self.work,
+            self.key,
+            self.clock,
+            self.report,
+            self.processes,
         )
-    calibration = train.sample(config.calibration_samples, config.seed)
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        done = 0
-        for batch in calibration.batches(config.batch_size, by_length=True):
-            yield to_device(batch, classifier.model.device)
-            done += len(batch["labels"])
-            report("calibrating", warmed + (1 - warmed) * done / len(calibration), "accumulating covariances")
-
-    return calibrate(classifier.model, layers, batches())
-
-
-def _decompose(
-    layers: dict[str, nn.Linear], statistics: dict[str, LayerStatistics], config: CompressionConfig, report: Report
-) -> dict[str, Factorization]:
-    """Factorize every layer under the configured weighting; layers that read the same tensor share its side."""
-    sides: dict[int, Side] = {}
-    factors = {}
-    for number, (name, layer) in enumerate(layers.items(), start=1):
-        weight, seen = layer.weight.detach(), statistics[name]
-        if id(seen.inputs) not in sides:
-            sides[id(seen.inputs)] = _side(seen.inputs, config.weighting != "none", config.input_energy, config)
-        outputs = _side(seen.gradients, config.weighting == "fisher", config.gradient_energy, config)
-        factors[name] = factorize(weight, sides[id(seen.inputs)], outputs, config.weight_energy)
-        report("decomposing", number / len(layers), name)
-    return factors
-
-
-def _side(moments: Moments, weighted: bool, energy: float, config: CompressionConfig) -> Side:
-    covariance = moments.shrunk() if weighted else torch.eye(len(moments.total), dtype=torch.float64)
-    return Side.of(covariance.to(moments.total.device), energy, config.covariance_floor)
-
-
-def _spectrum(layer: nn.Linear, factors: Factorization, statistics: LayerStatistics) -> LayerSpectrum:
-    m, n = _shape(layer)
-    return LayerSpectrum(m, n, factors.singular.cpu().numpy(), factors.outside, statistics.gradients.count)
-
-
-def _shape(layer: nn.Linear) -> tuple[int, int]:
-    return layer.out_features, layer.in_features
-
-
-def _part(report: Report, stage: Stage, index: int, parts: int, note: str) -> Callable[[float], None]:
-    """Progress of one of several equal parts of a stage."""
-    return lambda done: report(stage, (index + done) / parts, note)
-
-
-def _layer_report(
-    factors: dict[str, Factorization], allocation: Allocation, spectra: dict[str, LayerSpectrum]
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "rank": rank,
-            "shape": [spectra[name].m, spectra[name].n],
-            "k_L/m": factors[name].out_dimensions / spectra[name].m,
-            "k_R/n": factors[name].in_dimensions / spectra[name].n,
-            "loss": spectra[name].loss(rank),
+        allocations = self._allocate(targets, factors)
+        origin = {
+            "config": self.config.model_dump(mode="json"),
+            "model": asdict(self.reference) | {"location": self.reference.name},
+            "dataset": data_.facts,
+            "versions": _versions(self.device),
+            "calibration_rows": len(sample),
+            "left_alone": targets.left_alone,
+            "dense": {"metrics": dense, "size": asdict(dense_size)},
         }
-        for name, rank in allocation.ranks.items()
-    }
+        points = [
+            self._finish(number, budget, allocation, factors, data_, origin)
+            for number, (budget, allocation) in enumerate(allocations.items())
+        ]
+        self.clock.enter("evaluating")
+        if self.processes.is_first:
+            self._verify(points)
+        self.clock.enter(None)
+        result = CompressionResult(
+            self.config.task, self.task.metric, dense_size, dense, points, dict(self.clock.seconds)
+        )
+        if self.processes.is_first:
+            self._show(result, targets)
+            self.work.remove()
+        self.processes.wait()
+        return result
+
+    def _read(self, data: Any, eval_data: Any, columns: Any, revision: str | None) -> tuple[Examples, Examples]:
+        source = open_source(data, revision)
+        if eval_data is not None:
+            source = replace(source, evaluation=open_source(eval_data).train)
+        train, evaluation = read_examples(source, self.config.task, columns)
+        return (train, evaluation) if evaluation else split(train, self.config.eval_fraction, self.config.seed)
+
+    def _check_budgets(self, targets: Targets) -> None:
+        for budget in self.config.budgets:
+            check_budget(budget, targets.shapes.values(), self._others(targets), self.config.rank_multiple)
+
+    def _others(self, targets: Targets) -> int:
+        """Parameters that count in the budget and that no rank changes."""
+        if self.config.budget_scope == "compressible":
+            return 0
+        return size_of(self.loaded.model, []).parameters - sum(m * n for m, n in targets.shapes.values())
+
+    def _encode(self, train: Examples, held_out: Examples) -> _Data:
+        facts = {
+            "rows": len(train),
+            "eval_rows": len(held_out),
+            "classes": train.counts(),
+            "sha256": train.fingerprint(),
+            "eval_sha256": held_out.fingerprint(),
+        }
+        return _Data(
+            encode(train, self.loaded, self.config),
+            encode(held_out, self.loaded, self.config, scoring=True),
+            train.label_names,
+            facts,
+        )
+
+    def _key(self, data: _Data) -> str:
+        """Names everything that calibration and decomposition depend on."""
+        settings = self.config.model_dump(mode="json", exclude=AFTER_DECOMPOSITION)
+        return fingerprint(settings, asdict(self.reference), data.facts, _versions(self.device))
+
+    def _warm_up(self, data: _Data) -> None:
+        self.clock.enter("calibrating")
+        parameters = dict(self.loaded.model.named_parameters())
+        if not self.loaded.head_is_new:
+            return
+        if self.work.recall("head", self.key) is None:
+            show = lambda done: self.report("calibrating", 0.0, f"warming up the task head, {done:.0%}")  # noqa: E731
+            warm_up_head(self.loaded, data.train, self.config, show)  # the same in every process
+            self._keep("head", self.key, {}, {name: parameters[name] for name in self.loaded.head})
+        else:
+            for name, tensor in self.work.tensors("head").items():
+                parameters[name].data.copy_(tensor)
+
+    def _evaluate_dense(self, data: _Data) -> Metrics:
+        self.clock.enter("evaluating")
+        kept = self.work.recall("dense", self.key)
+        if kept is not None:
+            return kept
+        show = self._part("evaluating", 0, 1 + len(self.config.budgets), "the dense model")
+        metrics = self._evaluate(self.loaded.model, data, show)
+        self._keep("dense", self.key, metrics)
+        return metrics
+
+    def _allocate(self, targets: Targets, factors: Decomposition) -> dict[float, Allocation]:
+        self.clock.enter("allocating")
+        spectra = {name: factors.spectrum(name) for name in targets.layers}
+        allocations = {
+            budget: allocate(
+                spectra,
+                budget,
+                other_parameters=self._others(targets),
+                multiple=self.config.rank_multiple,
+                uniform=self.config.allocation == "uniform",
+            )
+            for budget in self.config.budgets
+        }
+        self.report("allocating", 1.0, f"{len(allocations)} budgets")
+        return allocations
+
+    def _finish(
+        self,
+        number: int,
+        budget: float,
+        allocation: Allocation,
+        factors: Decomposition,
+        data: _Data,
+        origin: dict[str, Any],
+    ) -> BudgetResult:
+        """Steps 5 and 6 at one budget; the folder appears when it is complete."""
+        folder, draft = self.output / f"budget-{budget:g}", self.work.folder / f"budget-{budget:g}"
+        settings = self.config.model_dump(mode="json", exclude={"budgets", "max_covariance_bytes"})
+        key, seal = fingerprint(self.key, settings, allocation.ranks), f"finished-{budget:g}"
+        kept = self.work.recall(seal, key)
+        if kept is None or not folder.is_dir():
+            size, metrics = self._tune(number, budget, allocation, factors, data, draft)
+            kept = {"size": asdict(size), "metrics": metrics}
+            if self.processes.is_first:
+                layers, seconds = _layer_report(factors, allocation), dict(self.clock.seconds)
+                write_report(draft, {**origin, "compressed": kept, "layers": layers, "seconds": seconds})
+                shutil.rmtree(folder, ignore_errors=True)
+                draft.replace(folder)
+            self._keep(seal, key, kept)
+        return BudgetResult(
+            budget, folder, allocation.kept_fraction, Size(**kept["size"]), kept["metrics"], allocation.ranks
+        )
+
+    def _tune(
+        self,
+        number: int,
+        budget: float,
+        allocation: Allocation,
+        factors: Decomposition,
+        data: _Data,
+        folder: Path,
+    ) -> tuple[Size, Metrics]:
+        self.clock.enter("finetuning")
+        note, parts = f"budget {budget:g}", len(self.config.budgets)
+        candidate = copy.deepcopy(self.loaded.model)
+        install_cores(candidate, factors.factors, allocation.ranks, self.config.core_basis)
+        show = self._part("finetuning", number, parts, note)
+        finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes)
+        deploy(candidate, self.loaded, allocation.ranks)
+        self.clock.enter("evaluating")
+        show = self._part("evaluating", number + 1, 1 + parts, note)
+        metrics = self._evaluate(candidate, data, show)
+        if self.processes.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+            save_checkpoint(candidate, self.loaded.processor, folder, self.config.max_shard_size)
+            probe = data.held_out.batch(range(min(PROBE_ROWS, len(data.held_out))))
+            save_probe(candidate, probe, self.work.folder / f"probe-{budget:g}.safetensors")
+        return size_of(candidate, list(allocation.ranks)), metrics
+
+    def _evaluate(self, model: PreTrainedModel, data: _Data, show: Callable[[float], None]) -> Metrics:
+        config = self.config
+        return evaluate(model, data.held_out, config.task, config.batch_size, show, self.processes)
+
+    def _keep(self, name: str, key: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Write a result once; no process goes on before it is there."""
+        self.processes.wait()
+        if self.processes.is_first:
+            self.work.keep(name, key, facts, tensors)
+        self.processes.wait()
+
+    def _verify(self, points: list[BudgetResult]) -> None:
+        probes = {point.folder: self.work.folder / f"probe-{point.budget:g}.safetensors" for point in points}
+        verify_checkpoints(probes, self.task.auto_class)
+
+    def _show(self, result: CompressionResult, targets: Targets) -> None:
+        """The frontier as JSON, and pictures of it and of where the ranks went."""
+        write_json(self.output / "frontier.json", result.as_dict())
+        plot_frontier(result, self.output / "frontier.svg")
+        shapes = targets.shapes
+        shares = {
+            point.budget: {
+                name: 1.0 if rank is None else rank * sum(shapes[name]) / math.prod(shapes[name])
+                for name, rank in point.ranks.items()
+            }
+            for point in result.budgets
+        }
+        plot_ranks(shares, self.output / "ranks.svg")
+
+    def _part(self, stage: Stage, index: int, parts: int, note: str) -> Callable[[float], None]:
+        """Progress of one of several equal parts of a stage."""
+        return lambda done: self.report(stage, (index + done) / parts, note)
 
 
-def _fingerprint(rows: LabelledTexts) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for text, label in zip(rows.texts, rows.labels, strict=True):
-        digest.update(json.dumps([text, rows.label_names[label]]).encode())
-    return {"rows": len(rows), "classes": rows.counts(), "sha256": digest.hexdigest()}
+def _layer_report(factors: Decomposition, allocation: Allocation) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, rank in allocation.ranks.items():
+        layer, spectrum = factors.layer(name), factors.spectrum(name)
+        assert layer is not None
+        found[name] = {
+            "rank": rank,
+            "shape": [layer.m, layer.n],
+            "k_L/m": layer.out_dimensions / layer.m,
+            "k_R/n": layer.in_dimensions / layer.n,
+            "loss": spectrum.loss(rank),
+            "kept_energy": 1 - spectrum.loss(rank) / (spectrum.loss(0) or 1.0),
+            "tokens": layer.tokens,
+            "shrinkage": layer.shrinkage,
+            "floors": layer.floors,
+        }
+    return found
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def _versions(device: torch.device) -> dict[str, str]:

@@ -1,14 +1,16 @@
-"""The one description of a compression: what to keep, how to calibrate, how to finetune."""
+"""The one description of a compression: what to keep, how to calibrate, how to finetune, where to compute."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Weighting = Literal["fisher", "input", "none"]
+from jactus_core.tasks import TaskName
+
 Energy = Annotated[float, Field(gt=0, le=1)]
 Budget = Annotated[float, Field(gt=0, le=1)]
+Intensity = Annotated[float, Field(ge=0, le=1)]
 
 
 def _descending(budgets: tuple[float, ...]) -> tuple[float, ...]:
@@ -22,11 +24,17 @@ Budgets = Annotated[
     Field(
         min_length=1,
         max_length=16,
-        description="Fractions of the compressible parameters to keep, in (0, 1]. One calibration serves them all.",
+        description="Fractions of the parameters to keep, in (0, 1]. One calibration serves them all.",
     ),
     AfterValidator(_descending),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="Seeds the split, the sampling and the finetuning.")]
+
+
+def _not_half(dtype: object) -> object:
+    if dtype == "float16":
+        raise ValueError("float16 gradients underflow; use bfloat16 or float32")
+    return dtype
 
 
 class Hyperparameters(BaseModel):
@@ -34,28 +42,75 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_length: int = Field(default=128, ge=8, le=8192, description="Tokens kept of each text.")
+    max_length: int = Field(default=128, ge=8, le=131072, description="Tokens kept of each text.")
+    image_size: int | None = Field(default=None, ge=16, le=2048, description="Pixels per side; null: the model's own.")
+    prompt: str = Field(
+        default="Question: {question}\nAnswer:",
+        max_length=4000,
+        description="What a multiple-choice question looks like to the model; may name {question} and {choices}.",
+    )
     eval_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the rows held out for evaluation.")
 
     warmup_samples: int = Field(default=1024, ge=1, description="Training rows used to warm up a new task head.")
     warmup_epochs: int = Field(default=50, ge=1, le=1000, description="Head-only epochs on the frozen body's outputs.")
+
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
-    weighting: Weighting = Field(
+    fisher: Literal["empirical", "sampled"] = Field(
+        default="empirical", description="Gradients at the true labels, or at labels drawn from the model's answer."
+    )
+    shrinkage: Literal["ledoit-wolf", "oas"] | Intensity = Field(
+        default="ledoit-wolf", description="How far a covariance moves towards the scaled identity, or 0 to 1."
+    )
+    covariance_floor: float = Field(default=1e-4, gt=0, le=1, description="Tikhonov floor, relative to trace / size.")
+
+    weighting: Literal["fisher", "input", "none"] = Field(
         default="fisher",
         description="fisher: input and gradient covariances; input: inputs only; none: plain truncated SVD.",
+    )
+    union: Literal["auto", "thresholds"] = Field(
+        default="auto",
+        description="auto: the smallest subspaces that lose nearly nothing of the weighted energy; thresholds: the "
+        "union of weight, input and gradient directions that hold the three energies below.",
     )
     weight_energy: Energy = Field(default=0.95, description="α: energy of W that its singular vectors must hold.")
     input_energy: Energy = Field(default=0.99, description="β: energy of C_x that its eigenvectors must hold.")
     gradient_energy: Energy = Field(default=0.99, description="γ: energy of C_g that its eigenvectors must hold.")
-    covariance_floor: float = Field(default=1e-4, gt=0, le=1, description="Tikhonov floor, relative to trace / size.")
 
+    allocation: Literal["global", "uniform"] = Field(
+        default="global", description="global: ranks where they lower the loss most; uniform: one fraction everywhere."
+    )
+    rank_multiple: int = Field(
+        default=1, ge=1, le=256, description="Ranks are multiples of this; hardware likes 8, 64."
+    )
+
+    core_basis: Literal["whitened", "orthonormal"] = Field(
+        default="whitened", description="Coordinates in which the cores are trained."
+    )
+    trained: Literal["core", "core+norms", "factors"] = Field(
+        default="core",
+        description="What is trained besides the task head: the cores; with norms and biases; all factors.",
+    )
     epochs: float = Field(default=2, gt=0, le=1000, description="Passes over the training rows when finetuning cores.")
     batch_size: int = Field(default=16, ge=1, le=4096, description="Rows per training step.")
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak rate of the cores and the task head.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: slower, less memory.")
+    dtype: Annotated[Literal["float32", "bfloat16"], BeforeValidator(_not_half)] = Field(
+        default="float32",
+        description="Of the weights and of the computation; covariances and cores stay in float32 or better.",
+    )
 
 
 class CompressionConfig(Hyperparameters):
     """All settings of one compression; `budgets` is the one most people change."""
 
+    task: TaskName = "text-classification"
     budgets: Budgets = (0.5,)
+    budget_scope: Literal["compressible", "model"] = Field(
+        default="compressible", description="What a budget is a fraction of: the linear layers, or the whole model."
+    )
     seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: a GPU if there is one.")
+    max_covariance_bytes: int | None = Field(
+        default=None, ge=1, description="Bound on the covariances held at a time; smaller means more passes."
+    )
+    max_shard_size: str = Field(default="5GB", description="A checkpoint above this is written as several files.")

@@ -23,6 +23,12 @@ class InvalidDataset(JactusError):
     code = "invalid_dataset"
 
 
+class EmptyDataset(InvalidDataset):
+    """There are no rows, or none to train on, or none to evaluate on."""
+
+    code = "empty_dataset"
+
+
 class MissingColumn(InvalidDataset):
     """A named column does not exist."""
 
@@ -35,6 +41,36 @@ class OneClassDataset(InvalidDataset):
     code = "one_class_dataset"
 
 
+class UnknownLabel(InvalidDataset):
+    """The evaluation rows hold a label that the training rows do not."""
+
+    code = "unknown_label"
+
+
+class UndecodableImage(InvalidDataset):
+    """A file is not an image, or not a whole one."""
+
+    code = "undecodable_image"
+
+
+class HostileArchive(InvalidDataset):
+    """An archive with names or sizes that honest ones do not have."""
+
+    code = "hostile_archive"
+
+
+class NothingToPredict(InvalidDataset):
+    """Every label is masked: no token is left for the loss once the rows are cut to `max_length`."""
+
+    code = "nothing_to_predict"
+
+
+class DatasetNotFound(JactusError):
+    """No such file, folder or dataset on the hub."""
+
+    code = "dataset_not_found"
+
+
 class ModelNotFound(JactusError):
     """No such model on this host or on the hub."""
 
@@ -42,13 +78,25 @@ class ModelNotFound(JactusError):
 
 
 class UnsupportedModel(JactusError):
-    """The model exists, but cannot be loaded safely or compressed."""
+    """The model exists, but cannot be loaded or compressed."""
 
     code = "unsupported_model"
 
 
+class UnsafeWeights(UnsupportedModel):
+    """The weights are not in safetensors; other formats can run code."""
+
+    code = "unsafe_weights"
+
+
+class RemoteCode(UnsupportedModel):
+    """The model needs Python code of its own."""
+
+    code = "remote_code"
+
+
 class InfeasibleBudget(JactusError):
-    """Even rank one everywhere costs more than the budget allows."""
+    """Even the smallest rank everywhere costs more than the budget allows."""
 
     code = "infeasible_budget"
 
@@ -63,3 +111,9 @@ class NonFiniteLoss(JactusError):
     """The loss or a gradient became NaN or infinite."""
 
     code = "non_finite_loss"
+
+
+class UnfaithfulCheckpoint(JactusError):
+    """A saved checkpoint, loaded in a clean process, does not give the logits it gave before."""
+
+    code = "unfaithful_checkpoint"

@@ -1,15 +1,21 @@
-"""Step 6, evaluate: held-out accuracy and what a model weighs."""
+"""Step 6, evaluate: held-out quality and what a model weighs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jactus_core.tokenized import TokenizedTexts, to_device
+from jactus_core.distributed import ALONE, Processes
+from jactus_core.encoding import Choice, Encoded, to_device
+from jactus_core.losses import row_scores
+from jactus_core.tasks import TASKS, TaskName
+
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,49 @@ def _weigh(parameters: list[nn.Parameter]) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def accuracy(
-    model: PreTrainedModel, data: TokenizedTexts, batch_size: int, report: Callable[[float], None] | None = None
-) -> float:
-    """Share of rows whose highest logit is the label, in [0, 1]."""
+def evaluate(
+    model: PreTrainedModel,
+    data: Encoded,
+    task: TaskName,
+    batch_size: int,
+    report: Callable[[float], None] | None = None,
+    processes: Processes = ALONE,
+) -> Metrics:
+    """The task's metrics over `data`; of several processes each runs its share of the rows.
+
+    Classification: `accuracy` in [0, 1] and `loss` (nats per row). Text generation: `perplexity`, `loss` (nats per
+    token) and `token_accuracy`. Multiple choice: `accuracy`, by the likeliest choice, and `accuracy_normalized`, by
+    the likeliest per byte of its text.
+    """
     model.eval()
-    correct = done = 0
-    for batch in data.batches(batch_size, by_length=True):
+    rows = processes.share(data.order(by_length=True))
+    scores = torch.zeros(3, len(data), device=model.device)
+    done = 0
+    for batch in data.batches(batch_size, rows):
         batch = to_device(batch, model.device)
         labels = batch.pop("labels")
-        correct += int((model(**batch).logits.argmax(-1) == labels).sum())
+        at = rows[done : done + len(labels)]
+        scores[:, at] = torch.stack([found.float() for found in row_scores(model(**batch).logits, labels)])
         done += len(labels)
         if report:
-            report(done / len(data))
-    return correct / len(data)
+            report(done / len(rows))
+    losses, counts, correct = processes.sum_(scores).cpu().double()
+    if task == "multiple-choice":
+        return _choices(losses, data.choices)
+    loss, share = float(losses.sum() / counts.sum()), float(correct.sum() / counts.sum())
+    if TASKS[task].is_classification:
+        return {"accuracy": share, "loss": loss}
+    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "token_accuracy": share}
+
+
+def _choices(losses: Tensor, choices: tuple[Choice, ...]) -> Metrics:
+    """Accuracies of picking the choice with the lowest loss, in sum and per byte."""
+    questions: dict[int, list[int]] = {}
+    for row, choice in enumerate(choices):
+        questions.setdefault(choice.question, []).append(row)
+    raw = [min(rows, key=lambda row: float(losses[row])) for rows in questions.values()]
+    per_byte = [min(rows, key=lambda row: float(losses[row]) / choices[row].length) for rows in questions.values()]
+    return {
+        "accuracy": sum(choices[row].is_answer for row in raw) / len(questions),
+        "accuracy_normalized": sum(choices[row].is_answer for row in per_byte) / len(questions),
+    }

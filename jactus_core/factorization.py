@@ -1,11 +1,13 @@
-"""Step 3, project: the best low-rank layer inside the union, in closed form.
+"""Step 3, project: the best low-rank layer in the weighted norm, in closed form.
 
 Minimise ‖C_g^½ (W − out_basis · Z · in_basisᵀ) C_x^½‖²_F over rank(Z) ≤ r. With C_g = L_g L_gᵀ, C_x = L_x L_xᵀ,
 QR L_gᵀ out_basis = Q_a R_a, QR L_xᵀ in_basis = Q_b R_b and the SVD K = Q_aᵀ (L_gᵀ W L_x) Q_b = U S Vᵀ,
 
     Z = R_a⁻¹ U_r S_r V_rᵀ R_b⁻ᵀ        loss(r) = ‖L_gᵀ W L_x‖² − ‖K‖² + Σ_{i>r} S_i²
 
-so one decomposition answers every rank at once.
+so one decomposition answers every rank at once. Without a union the bases are identities, Q_a = Q_b = I, R_a = L_gᵀ
+and R_b = L_xᵀ; by Eckart and Young the smallest subspaces that lose no more than a share ε of the weighted energy are
+then those of the first k directions, Σ_{i>k} S_i² ≤ ε ‖K‖².
 """
 
 from __future__ import annotations
@@ -16,85 +18,129 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jactus_core.subspaces import leading_eigenvectors, leading_singular_vectors, orthonormal_union
+from jactus_core.errors import NonFiniteLoss
+from jactus_core.subspaces import energy_rank, leading_eigenvectors, leading_singular_vectors, orthonormal_union
 
 logger = logging.getLogger(__name__)
 
 FLOOR_GROWTH = 10.0
 SMALLEST_SCALE = 1e-12
 """Stands in for tr(C)/d when a covariance is zero, as for a layer that no gradient reaches."""
+SMALLEST_SINGULAR = 1e-9
+"""Singular values are kept above this share of the largest when they are divided by."""
+UNION_TOLERANCE = 1e-3
+"""ε: the share of the weighted energy that the smallest subspaces of an unrestricted layer may lose."""
 
 
 @dataclass(frozen=True)
 class Factorization:
-    """W ≈ up[:, :r] · diag(singular[:r]) · down[:r] for any r; float32 factors, float64 singular values."""
+    """W ≈ up[:, :r] · diag(singular[:r]) · down[:r] for any r up to `rank`; factors float32, singular float64."""
 
-    up: Tensor  # (m, k) whitened output directions, out_basis R_a⁻¹ U
-    singular: Tensor  # (k,) descending
-    down: Tensor  # (k, n) whitened input directions, Vᵀ R_b⁻ᵀ in_basisᵀ
+    up: Tensor  # (m, rank) whitened output directions, out_basis R_a⁻¹ U
+    singular: Tensor  # (min(k_L, k_R),) descending, past `rank` too
+    down: Tensor  # (rank, n) whitened input directions, Vᵀ R_b⁻ᵀ in_basisᵀ
     outside: float  # weighted energy of W that the union cannot express
     out_dimensions: int  # k_L
     in_dimensions: int  # k_R
 
     @property
     def rank(self) -> int:
-        return len(self.singular)
+        """How many directions there are: all that the union has, or as many as can pay."""
+        return self.up.shape[1]
 
     def loss(self, rank: int) -> float:
-        """Weighted squared error of the best approximation of the given rank inside the union."""
+        """Weighted squared error of the best approximation of the given rank."""
         return self.outside + float(self.singular[rank:].square().sum())
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a layer, input or output: its metric and the directions the union must hold."""
+class Root:
+    """The metric of one side of a layer, input or output."""
 
-    root: Tensor  # (d, d) lower Cholesky factor of the covariance
-    leading: Tensor  # (d, k) leading eigenvectors of the covariance
-
-    @classmethod
-    def of(cls, covariance: Tensor, energy: float, floor: float = 1e-4) -> Side:
-        """From a (d, d) covariance; `energy` is β or γ, `floor` the Tikhonov floor relative to trace / d.
-
-        Pass the identity with energy 1 for a side without weighting.
-        """
-        return cls(covariance_root(covariance, floor), leading_eigenvectors(covariance, energy))
+    lower: Tensor  # (d, d) lower Cholesky factor L of the covariance, float64
+    floor: float  # the Tikhonov floor it took, relative to trace / d
 
     def whitened(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Q (d, k) and R (k, k) of Lᵀ · basis; a basis of the whole space must be the identity, so R is Lᵀ itself."""
         if basis.shape[0] == basis.shape[1]:
-            return basis, self.root.T
-        return torch.linalg.qr(self.root.T @ basis)
+            return basis, self.lower.T
+        return torch.linalg.qr(self.lower.T @ basis)
 
 
-def factorize(weight: Tensor, inputs: Side, outputs: Side, weight_energy: float) -> Factorization:
-    """Decompose `weight` (m, n) between C_x on the `inputs` and C_g on the `outputs`; `weight_energy` is α."""
+@dataclass(frozen=True)
+class Bases:
+    """The subspaces a layer is confined to, and how many directions each has."""
+
+    out: Tensor  # (m, k_L) orthonormal
+    into: Tensor  # (n, k_R) orthonormal
+
+
+def union_bases(
+    weight: Tensor,
+    input_covariance: Tensor,
+    gradient_covariance: Tensor,
+    energies: tuple[float, float, float],
+) -> Bases:
+    """orth[U_w, U_g] and orth[V_w, V_x] of `weight` (m, n) at the energies α of W, β of C_x and γ of C_g."""
+    alpha, beta, gamma = energies
+    left, right = leading_singular_vectors(weight, alpha)
+    return Bases(
+        orthonormal_union(left, leading_eigenvectors(gradient_covariance, gamma)),
+        orthonormal_union(right, leading_eigenvectors(input_covariance, beta)),
+    )
+
+
+def factorize(weight: Tensor, inputs: Root, outputs: Root, bases: Bases | None = None) -> Factorization:
+    """Decompose `weight` (m, n) between the metrics of what it reads and what it writes, inside `bases` if given."""
     weight = weight.double()
-    left, right = leading_singular_vectors(weight, weight_energy)
-    out_basis = orthonormal_union(left, outputs.leading)
-    in_basis = orthonormal_union(right, inputs.leading)
-    q_a, r_a = outputs.whitened(out_basis)
-    q_b, r_b = inputs.whitened(in_basis)
-    weighted = outputs.root.T @ weight @ inputs.root  # (m, n)
+    m, n = weight.shape
+    enough = max(m * n // (m + n), 1)  # past this rank the dense layer is cheaper
+    weighted = outputs.lower.T @ weight @ inputs.lower  # (m, n)
+    if bases is None:
+        u, singular, v = leading_triplets(weighted, enough)
+        up = torch.linalg.solve_triangular(outputs.lower.T, u, upper=True)
+        down = torch.linalg.solve_triangular(inputs.lower.T, v, upper=True).T
+        needed = energy_rank(singular.square(), 1 - UNION_TOLERANCE)
+        return Factorization(up.float(), singular, down.float(), 0.0, needed, needed)
+    q_a, r_a = outputs.whitened(bases.out)
+    q_b, r_b = inputs.whitened(bases.into)
     inside = q_a.T @ weighted @ q_b  # K (k_L, k_R)
-    u, singular, vt = torch.linalg.svd(inside, full_matrices=False)
-    up = out_basis @ torch.linalg.solve_triangular(r_a, u, upper=True)
-    down = torch.linalg.solve_triangular(r_b, vt.T, upper=True).T @ in_basis.T
+    u, singular, v = leading_triplets(inside, enough)
+    up = bases.out @ torch.linalg.solve_triangular(r_a, u, upper=True)
+    down = torch.linalg.solve_triangular(r_b, v, upper=True).T @ bases.into.T
     outside = max(float(weighted.square().sum() - inside.square().sum()), 0.0)
-    return Factorization(up.float(), singular, down.float(), outside, out_basis.shape[1], in_basis.shape[1])
+    return Factorization(up.float(), singular, down.float(), outside, bases.out.shape[1], bases.into.shape[1])
 
 
-def covariance_root(covariance: Tensor, floor: float) -> Tensor:
-    """Lower Cholesky factor (d, d) of C + floor · tr(C)/d · I in float64.
+def leading_triplets(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` leading left (m, count) and right (n, count) singular vectors of a (m, n) matrix, and all its values.
 
-    A factorization that still fails raises the floor tenfold and says so in the log.
+    By the symmetric eigenproblem of the smaller Gram matrix in float64: several times faster than an SVD, and the
+    projection onto the left (for m > n: right) vectors is exact whatever the rounding in small values.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        right, singular, left = leading_triplets(matrix.T, count)
+        return left, singular, right
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    singular = squares.flip(0).clamp(min=0).sqrt()
+    left = vectors.flip(1)[:, :count]
+    divisors = singular[:count].clamp(min=float(singular[0]) * SMALLEST_SINGULAR + torch.finfo(torch.float64).tiny)
+    return left, singular, (matrix.T @ left) / divisors
+
+
+def covariance_root(covariance: Tensor, floor: float) -> Root:
+    """Cholesky factor of C + floor · tr(C)/d · I in float64.
+
+    A factorization that still fails raises the floor tenfold and says so in the log and in the result.
     """
     covariance = covariance.double()
+    if not torch.isfinite(covariance).all():
+        raise NonFiniteLoss("A covariance holds values that are not finite.")
     scale = max(float(covariance.diagonal().mean()), SMALLEST_SCALE)
     identity = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
     while True:
-        root, info = torch.linalg.cholesky_ex(covariance + floor * scale * identity)
+        lower, info = torch.linalg.cholesky_ex(covariance + floor * scale * identity)
         if int(info) == 0:
-            return root
+            return Root(lower, floor)
         floor *= FLOOR_GROWTH
         logger.warning("a covariance of size %d is not positive definite; floor raised to %g", len(covariance), floor)

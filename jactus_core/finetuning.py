@@ -23,37 +23,36 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from jactus_core.config import CompressionConfig
+from jactus_core.distributed import ALONE, Processes
+from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import CoreLinear, train_only
-from jactus_core.tokenized import TokenizedTexts, to_device
+from jactus_core.loading import Loaded
 
 HEAD_RATE = 1e-2
 HEAD_BATCH = 64
+HEAD_CACHE_BYTES = 2**30
+"""Outputs of the body kept for the head's warm-up; fewer rows are used when they would take more."""
 WARMUP_SHARE = 0.06
 """Share of the steps over which the learning rate rises."""
 WARMUP_FORWARD_SHARE = 0.8
 """Share of the head's warm-up time that the body's single forward pass takes."""
 
 
-def warm_up_head(
-    model: PreTrainedModel,
-    head: frozenset[str],
-    data: TokenizedTexts,
-    config: CompressionConfig,
-    report: Callable[[float], None],
-) -> None:
+def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
     """Train a new head alone: gradients through a random head say little about the task.
 
     The body is frozen, so it runs once over `warmup_samples` rows and the epochs replay its outputs. Parameters of
     the head that lie inside the body, such as a new pooler, wait for `finetune_cores`.
     """
-    prefix = model.base_model_prefix + "."
-    train_only(model, frozenset(name for name in head if not name.startswith(prefix)))
-    batches = _batches_with_body_outputs(model, data, config, lambda done: report(WARMUP_FORWARD_SHARE * done))
+    model = loaded.model
+    batches = _batches_with_body_outputs(loaded, data, config, lambda done: report(WARMUP_FORWARD_SHARE * done))
+    train_only(model, frozenset(name for name in loaded.head if not name.startswith(f"{loaded.body}.")))
     steps = config.warmup_epochs * len(batches)
+    dtype = model.dtype
     optimizer, schedule = _optimizer(model, HEAD_RATE, steps)
     order = random.Random(config.seed)
-    body = model.base_model
+    body = model.get_submodule(loaded.body)
     body_forward = body.forward
     try:
         for step in range(steps):
@@ -61,7 +60,8 @@ def warm_up_head(
                 order.shuffle(batches)
             batch, outputs = batches[step % len(batches)]
             body.forward = lambda *args, **kwargs: outputs  # noqa: B023 - called before the loop moves on
-            loss = model(**batch).loss
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+                loss = model(**batch).loss
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(f"The loss is {loss.item()} at warm-up step {step + 1} of the task head.")
             loss.backward()
@@ -71,42 +71,61 @@ def warm_up_head(
             report(WARMUP_FORWARD_SHARE + (1 - WARMUP_FORWARD_SHARE) * (step + 1) / steps)
     finally:
         body.forward = body_forward
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _batches_with_body_outputs(
-    model: PreTrainedModel, data: TokenizedTexts, config: CompressionConfig, report: Callable[[float], None]
-) -> list[tuple[dict[str, Tensor], Any]]:
-    model.eval()
+    loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]
+) -> list[tuple[dict[str, Any], Any]]:
+    """Batches with what the body makes of them, as the model calls it."""
+    model = loaded.model.eval()
+    body = model.get_submodule(loaded.body)
+    outputs: list[Any] = []
+    handle = body.register_forward_hook(lambda _, args, output: outputs.append(output))
     total = math.ceil(min(len(data), config.warmup_samples) / HEAD_BATCH)
-    found = []
-    for batch in islice(data.batches(HEAD_BATCH, seed=config.seed), total):
-        batch = to_device(batch, model.device)
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        with torch.no_grad():
-            found.append((batch, model.base_model(**inputs)))
-        report(len(found) / total)
+    found: list[tuple[dict[str, Any], Any]] = []
+    room = HEAD_CACHE_BYTES
+    try:
+        for batch in islice(data.batches(HEAD_BATCH, data.order(seed=config.seed)), total):
+            batch = to_device(batch, model.device)
+            with torch.no_grad():
+                model(**{key: value for key, value in batch.items() if key != "labels"})
+            found.append((batch, outputs.pop()))
+            room -= sum(value.nbytes for value in found[-1][1].values() if isinstance(value, Tensor))
+            report(len(found) / total)
+            if room < 0:
+                break
+    finally:
+        handle.remove()
     return found
 
 
 def finetune_cores(
     model: PreTrainedModel,
     head: frozenset[str],
-    data: TokenizedTexts,
+    data: Encoded,
     config: CompressionConfig,
     report: Callable[[float], None],
+    processes: Processes = ALONE,
 ) -> None:
-    """Train the cores that `install_cores` put in, and the head. Raises NonFiniteLoss naming the step."""
-    cores = {f"{name}.core" for name, module in model.named_modules() if isinstance(module, CoreLinear)}
-    train_only(model, head | cores)
+    """Train what `config.trained` says of a model with cores installed, and the head.
+
+    Raises NonFiniteLoss naming the step.
+    """
+    train_only(model, head | _trained_names(model, config.trained))
     set_seed(config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     steps = max(1, math.ceil(config.epochs * len(data) / config.batch_size))
     optimizer, schedule = _optimizer(model, config.learning_rate, steps)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=steps,
-            per_device_train_batch_size=config.batch_size,
-            train_sampling_strategy="group_by_length",
+            per_device_train_batch_size=max(config.batch_size // processes.count, 1),
+            ddp_find_unused_parameters=True,
+            train_sampling_strategy="group_by_length" if data.are_texts else "random",
             seed=config.seed,
             save_strategy="no",
             logging_steps=1,
@@ -114,6 +133,7 @@ def finetune_cores(
             report_to="none",
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
+            bf16=config.dtype == "bfloat16",
             remove_unused_columns=False,
         )
         trainer = Trainer(
@@ -126,7 +146,24 @@ def finetune_cores(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
+
+
+def _trained_names(model: PreTrainedModel, trained: str) -> frozenset[str]:
+    """Names of the parameters of the body to train."""
+    names = {f"{name}.core" for name, module in model.named_modules() if isinstance(module, CoreLinear)}
+    if trained == "core+norms":
+        names |= {name for name, parameter in model.named_parameters() if parameter.dim() == 1}
+    if trained == "factors":
+        names |= {
+            f"{name}.{factor}"
+            for name, module in model.named_modules()
+            if isinstance(module, CoreLinear) and module.base is None
+            for factor in ("up", "down")
+        }
+    return frozenset(names)
 
 
 def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:

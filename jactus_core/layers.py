@@ -2,113 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Factorization
-from jactus_core.modeling_jactus import LowRankLinear
+from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
+
+Basis = Literal["whitened", "orthonormal"]
 
 
-def compressible_layers(model: PreTrainedModel, head: frozenset[str]) -> dict[str, nn.Linear]:
-    """Every `nn.Linear` of the pretrained body by name; embeddings and the task head are left alone.
+@dataclass(frozen=True)
+class Targets:
+    """The layers to compress, and why any other linear layer of the body stays as it is."""
 
-    `head` names the parameters of the task head. Raises UnsupportedModel when there is no such layer, or when one
-    shares its weight with another module.
+    layers: dict[str, nn.Module]
+    left_alone: dict[str, str] = field(default_factory=dict)  # name → reason
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(m, n) of every layer to compress."""
+        return {name: matrix_shape(layer) for name, layer in self.layers.items()}
+
+    def without(self, names: set[str], reason: str) -> Targets:
+        """Leave more layers alone."""
+        kept = {name: layer for name, layer in self.layers.items() if name not in names}
+        return Targets(kept, self.left_alone | {name: reason for name in self.layers if name in names})
+
+
+def find_targets(model: PreTrainedModel, body: str, head: frozenset[str]) -> Targets:
+    """Every `nn.Linear` and GPT-2 `Conv1D` of the pretrained body by name; embeddings and the task head are not in it.
+
+    `head` names the parameters of the task head. A layer that shares its weight with another module is left alone.
+    Raises UnsupportedModel when nothing is left.
     """
-    prefix = model.base_model_prefix + "."
-    found = {
+    prefix = f"{body}."
+    linears = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and name.startswith(prefix) and f"{name}.weight" not in head
+        if type(module) in (nn.Linear, Conv1D) and name.startswith(prefix) and f"{name}.weight" not in head
     }
-    if not found:
-        raise UnsupportedModel(f"{type(model).__name__} has no linear layer in its body to compress.", "model")
-    owners: dict[int, str] = {}
+    owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = owners.setdefault(id(parameter), name)
-        if other != name and {other.removesuffix(".weight"), name.removesuffix(".weight")} & found.keys():
-            raise UnsupportedModel(f"'{other}' and '{name}' share one weight; this is not supported.", "model")
-    return found
+        owners.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
+    targets = Targets(linears)
+    for shared in owners.values():
+        if len(shared) > 1:
+            targets = targets.without(set(shared), f"shares its weight: {', '.join(sorted(shared))}")
+    if not targets.layers:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no linear layer in its body that can be compressed"
+            + "".join(f"; '{name}' {reason}" for name, reason in targets.left_alone.items())
+            + ".",
+            "model",
+        )
+    return targets
+
+
+def matrix_of(layer: Any) -> Tensor:
+    """The weight (m, n) of a linear layer, detached."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def train_only(model: nn.Module, names: frozenset[str]) -> None:
-    """Freeze every parameter but the named ones."""
+    """Freeze every parameter but the named ones, which are kept in float32 while they are trained."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
+        if name in names:
+            parameter.data = parameter.data.float()
 
 
 class CoreLinear(nn.Module):
-    """A compressed layer in training: y = (base + up · core · down) x + bias, with the core alone trained.
+    """A compressed layer in training: y = (base + up · core · down) x + bias, with the core trained.
 
-    `up` (m, r) and `down` (r, n) are whitened directions as they come from the factorization. In a low-rank layer there
-    is no `base` and the core starts at diag(S_r), rescaled to mean 1. In a layer that stays dense `base` is the
-    frozen W (m, n) and the core starts at zero.
+    In the whitened basis `up` (m, r) and `down` (r, n) are as they come from the factorization, and the core starts at
+    diag(S_r), rescaled to mean 1; in the orthonormal basis they are Q factors and the core holds the rest. In a layer
+    that stays dense `base` is the frozen W (m, n) and the core starts at zero.
     """
 
     base: Tensor | None
-    up: Tensor
-    down: Tensor
-    bias: Tensor | None
 
-    def __init__(self, dense: nn.Linear, factors: Factorization, rank: int, keep_dense: bool) -> None:
+    def __init__(
+        self, dense: Any, factors: Factorization, rank: int, keep_dense: bool, basis: Basis = "whitened"
+    ) -> None:
         super().__init__()
-        singular = factors.singular[:rank].float()
-        scale = float(singular.mean()) or 1.0
-        start = torch.zeros(rank, rank) if keep_dense else torch.diag(singular / scale)
-        device = dense.weight.device
-        self.core = nn.Parameter(start.to(device))
-        self.register_buffer("up", (factors.up[:, :rank] * scale).to(device))
-        self.register_buffer("down", factors.down[:rank].to(device))
-        self.register_buffer("base", dense.weight.detach() if keep_dense else None)
-        self.register_buffer("bias", None if dense.bias is None else dense.bias.detach())
+        weight = matrix_of(dense)
+        up, core, down = (part.to(weight.device) for part in _parts(factors, rank, basis))
+        self.core = nn.Parameter(torch.zeros_like(core) if keep_dense else core)
+        self.up = nn.Parameter(up.to(weight.dtype), requires_grad=False)
+        self.down = nn.Parameter(down.to(weight.dtype), requires_grad=False)
+        self.bias = dense.bias
+        self.register_buffer("base", weight if keep_dense else None)
+        self._transposed = isinstance(dense, Conv1D)
+
+    @property
+    def weight(self) -> Tensor:
+        """Not the product: what an architecture that asks a layer for its dtype or device needs (T5 does)."""
+        return self.down
 
     def forward(self, x: Tensor) -> Tensor:
+        core = self.core.to(x.dtype)
         if self.base is not None:
-            return functional.linear(x, self._adapted(self.base), self.bias)
-        return functional.linear(functional.linear(functional.linear(x, self.down), self.core), self.up, self.bias)
-
-    def _adapted(self, base: Tensor) -> Tensor:
-        """The weight (m, n) of a layer that stays dense; cheaper than a second path for more tokens than ranks."""
-        return base + self.up @ self.core @ self.down
+            return functional.linear(x, self.base + self.up @ core @ self.down, self.bias)
+        return functional.linear(functional.linear(functional.linear(x, self.down), core), self.up, self.bias)
 
     @torch.no_grad()
-    def folded(self) -> nn.Linear | LowRankLinear:
+    def folded(self) -> nn.Module:
         """The layer to deploy: the core multiplied into the thinner neighbour, or into W for a dense one."""
         (m, rank), n = self.up.shape, self.down.shape[1]
+        up, core, down = self.up.float(), self.core.float(), self.down.float()
         if self.base is not None:
-            dense = nn.Linear(n, m, bias=self.bias is not None, device=self.up.device)
-            dense.weight.copy_(self._adapted(self.base))
-            _copy_bias(dense, self.bias)
-            return dense
-        layer = LowRankLinear(n, m, rank, self.bias is not None).to(self.up.device)
-        layer.up.weight.copy_(self.up @ self.core if m <= n else self.up)
-        layer.down.weight.copy_(self.down if m <= n else self.core @ self.down)
-        _copy_bias(layer.up, self.bias)
+            weight = self.base.float() + up @ core @ down
+            return self._filled(Conv1D(m, n) if self._transposed else nn.Linear(n, m, self.bias is not None), weight)
+        layer = LowRankLinear(n, m, rank, self.bias is not None).to(device=up.device, dtype=self.down.dtype)
+        layer.up.weight.copy_(up @ core if m <= n else up)
+        layer.down.weight.copy_(down if m <= n else core @ down)
+        if self.bias is not None:
+            layer.up.bias.copy_(self.bias)
         return layer
 
+    def _filled(self, dense: Any, weight: Tensor) -> nn.Module:
+        dense.to(device=weight.device, dtype=self.down.dtype)
+        dense.weight.copy_(weight.T if self._transposed else weight)
+        if self.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense
 
-def _copy_bias(layer: nn.Linear, bias: Tensor | None) -> None:
-    if bias is not None:
-        layer.bias.copy_(bias)
+
+def _parts(factors: Factorization, rank: int, basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
+    """up (m, r), core (r, r), down (r, n), float32, whose product is the layer at that rank."""
+    up, down = factors.up[:, :rank], factors.down[:rank]
+    singular = factors.singular[:rank].float().to(up.device)
+    if basis == "whitened":
+        scale = float(singular.mean()) or 1.0
+        return up * scale, torch.diag(singular / scale), down
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    core = r_up @ torch.diag(singular) @ r_down.T
+    scale = float(torch.linalg.matrix_norm(core, "nuc")) / rank or 1.0
+    return q_up * scale, core / scale, q_down.T
 
 
-def install_cores(model: nn.Module, factors: Mapping[str, Factorization], ranks: Mapping[str, int | None]) -> None:
-    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense."""
+def install_cores(
+    model: nn.Module,
+    factors_of: Callable[[str], Factorization],
+    ranks: Mapping[str, int | None],
+    basis: Basis = "whitened",
+) -> None:
+    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense, with a core beside it."""
     for name, rank in ranks.items():
-        dense: Any = model.get_submodule(name)
-        trained = rank if rank is not None else min(factors[name].rank, dense_core_rank(*dense.weight.shape))
-        model.set_submodule(name, CoreLinear(dense, factors[name], trained, keep_dense=rank is None))
-
-
-def dense_core_rank(m: int, n: int) -> int:
-    """Size of the core trained in a layer that stays dense: its break-even rank."""
-    return max(m * n // (m + n), 1)
+        factors = factors_of(name)
+        trained = factors.rank if rank is None else rank
+        model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
 
 
 def fold_cores(model: nn.Module) -> None:

@@ -7,17 +7,29 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jactus_core.data import format_of, read_texts
+from jactus_core.errors import InvalidDataset
+from jactus_core.examples import read_examples
+from jactus_core.sources import FORMATS, format_of, open_file
 from jobs.clock import new_id, now
 from jobs.errors import NotFound
 from jobs.storage import sha256_of
 from jobs.tables import Dataset
 
+SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format in ("csv", "jsonl"))
+PARAMS = {"columns.text": "text_column", "columns.label": "label_column"}
+
 
 def check_file(tenant: str, filename: str, file: Path, text_column: str, label_column: str) -> Dataset:
     """Read the whole file and describe it; raises InvalidDataset and keeps nothing when it is of no use."""
+    if Path(filename).suffix.lower() not in SUFFIXES:
+        raise InvalidDataset(f"'{filename}' is not a dataset file: the name must end in {', '.join(SUFFIXES)}.", "file")
     format = format_of(filename)
-    texts = read_texts(file, format, text_column, label_column)
+    columns = {"text": text_column, "label": label_column}
+    try:
+        examples, _ = read_examples(open_file(file, format), "text-classification", columns)
+    except InvalidDataset as error:
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
     id = new_id("dataset")
     return Dataset(
         id=id,
@@ -29,8 +41,8 @@ def check_file(tenant: str, filename: str, file: Path, text_column: str, label_c
         storage_key=f"datasets/{id}/data.{format}",
         text_column=text_column,
         label_column=label_column,
-        rows=len(texts),
-        classes=texts.counts(),
+        rows=len(examples),
+        classes=examples.counts(),
         created_at=now(),
     )
 

@@ -84,7 +84,7 @@ class BudgetPoint(BaseModel):
     budget: float
     folder: str
     kept_fraction: float
-    accuracy: float
+    metrics: dict[str, float]
     size: ModelSize
     ranks: dict[str, int | None]
 
@@ -92,7 +92,9 @@ class BudgetPoint(BaseModel):
 class JobResult(BaseModel):
     """What the job produced, beside the dense model with the same task head."""
 
-    dense_accuracy: float
+    task: str
+    metric: str = Field(description="The metric that stands for the task.")
+    dense_metrics: dict[str, float]
     dense_size: ModelSize
     budgets: list[BudgetPoint]
     seconds: dict[str, float] = Field(description="Wall time by stage.")

@@ -17,9 +17,9 @@ from typing import Any, Literal, TextIO
 from pydantic import BaseModel
 
 from jactus_core.config import CompressionConfig
-from jactus_core.data import Format, read_texts
 from jactus_core.errors import JactusError
 from jactus_core.models import find_model
+from jactus_core.sources import Format, open_file
 
 ORPHANED = 3
 FAILED = 1
@@ -74,11 +74,10 @@ def _run(specification: Specification, say: Any) -> dict[str, Any]:
 
     from jactus_core.compression import compress  # imports torch, so not before it is needed
 
-    texts = read_texts(
-        specification.dataset, specification.format, specification.text_column, specification.label_column
-    )
+    columns = {"text": specification.text_column, "label": specification.label_column}
+    source = open_file(specification.dataset, specification.format)
     model = find_model(specification.model, specification.revision, specification.model_root)
-    result = compress(model, texts, specification.output, specification.config, report=report)
+    result = compress(model, source, specification.output, specification.config, columns=columns, report=report)
     return result.as_dict()
 
 

@@ -70,11 +70,12 @@ def test_a_path_in_the_file_name_is_dropped(client: TestClient, settings: Settin
 @pytest.mark.parametrize(
     ("content", "filename", "code", "param", "said"),
     [
-        (b"", "empty.csv", "invalid_dataset", "file", "no rows"),
-        (b"", "empty.jsonl", "invalid_dataset", "file", "no rows"),
-        (b"text,label\n", "header.csv", "invalid_dataset", "file", "no rows"),
+        (b"", "empty.csv", "empty_dataset", "file", "no rows"),
+        (b"", "empty.jsonl", "empty_dataset", "file", "no rows"),
+        (b"text,label\n", "header.csv", "empty_dataset", "file", "no rows"),
         (CSV, "reviews.xlsx", "invalid_dataset", "file", ".csv"),
         (CSV, "reviews", "invalid_dataset", "file", ".jsonl"),
+        (CSV, "images.zip", "invalid_dataset", "file", "must end in .csv, .jsonl, .ndjson."),
         (b"body,label\none,good\ntwo,bad\n", "wrong.csv", "missing_column", "text_column", "'body', 'label'"),
         (b'{"text": "one", "class": "a"}\n', "wrong.jsonl", "missing_column", "label_column", "Row 1"),
         (b"text,label\none,good\ntwo,good\n", "one.csv", "one_class_dataset", "file", "'good'"),

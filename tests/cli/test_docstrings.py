@@ -4,16 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 from cli.docstrings import LARGEST_PACKAGE, PACKAGES, build_dataset
-from jactus_core.data import as_texts
+from jactus_core.examples import read_examples
 
 
 def test_the_standard_library_gives_a_clean_dataset_of_ten_packages(tmp_path: Path) -> None:
     file = tmp_path / "docstrings.jsonl"
     rows = build_dataset(file)
-    texts = as_texts(file)
+    texts, _ = read_examples(file, "text-classification")
 
     assert rows == len(texts) > 2000
     assert len(texts.label_names) == PACKAGES
     assert {"asyncio", "email", "logging"} <= set(texts.label_names)
     assert max(Counter(texts.labels).values()) <= LARGEST_PACKAGE
-    assert len(set(texts.texts)) == len(texts), "a text of two packages has no answer"
+    assert len(set(texts.items)) == len(texts), "a text of two packages has no answer"

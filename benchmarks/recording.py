@@ -1,0 +1,91 @@
+"""How every benchmark measures and keeps what it found."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+SUMMARY = RESULTS / "summary.json"
+PACKAGES = ("torch", "transformers", "peft", "numpy")
+
+
+def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each action, all of them in turn, `repeats` times after one turn that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(repeats + 1):
+        for name, action in actions.items():
+            began = time.perf_counter()
+            action()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
+    """Median over turns of ours by theirs; both of a turn met the same load of the machine."""
+    return statistics.median(a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True))
+
+
+def keep(name: str, content: Mapping[str, Any]) -> None:
+    """Write `results/NAME.json` with where and with what it was measured."""
+    facts = {**content, "machine": machine(), "versions": versions(), "commit": commit(), "date": today()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def summarize(id: str, metric: str, value: float, bound: str, holds: bool, command: str) -> None:
+    """Replace this figure in the summary of all benchmarks."""
+    rows = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else []
+    row = {
+        "id": id,
+        "metric": metric,
+        "value": round(value, 4),
+        "bound": bound,
+        "holds": holds,
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "date": today(),
+    }
+    rows = sorted([*(old for old in rows if old["id"] != id), row], key=lambda row: str(row["id"]))
+    SUMMARY.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    print(f"{'ok  ' if holds else 'MISS'}  {id:<28} {value:8.3f}   {metric}, {bound}")
+
+
+def machine() -> str:
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    return f"{_processor()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {accelerator}"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def commit() -> str:
+    """The commit that was measured, marked when files differ from it."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()

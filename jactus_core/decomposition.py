@@ -1,0 +1,214 @@
+"""Steps 1 to 3 over a whole model, within a bound on memory: calibrate a share of the layers, factorize it, go on.
+
+Statistics and factors go through the work folder, so a killed run continues, and no more than one pass's covariances
+and one layer's factors are held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from jactus_core.allocation import LayerSpectrum
+from jactus_core.calibration import (
+    LayerStatistics,
+    Moments,
+    calibrate,
+    covariance_bytes,
+    find_readers,
+    plan_passes,
+)
+from jactus_core.config import CompressionConfig
+from jactus_core.distributed import Processes
+from jactus_core.encoding import Encoded, to_device
+from jactus_core.factorization import Bases, Factorization, Root, covariance_root, factorize, union_bases
+from jactus_core.layers import Targets, matrix_of
+from jactus_core.progress import Report, StageClock
+from jactus_core.work import WorkFolder
+
+STATISTICS = "statistics"
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """What is known of one layer once it is factorized; the factors themselves wait in the work folder."""
+
+    m: int
+    n: int
+    outside: float
+    out_dimensions: int  # k_L
+    in_dimensions: int  # k_R
+    tokens: int
+    shrinkage: tuple[float, float]  # intensities of C_x and C_g
+    floors: tuple[float, float]  # relative Tikhonov floors of C_x and C_g
+
+
+class Decomposition:
+    """The factors of every layer, read from the work folder when they are asked for."""
+
+    def __init__(self, work: WorkFolder, key: str, names: list[str]) -> None:
+        self._work = work
+        self._key = key
+        self._files = {name: f"factors-{number:04d}" for number, name in enumerate(names)}
+
+    def keep(self, name: str, layer: Decomposed, factors: Factorization) -> None:
+        tensors = {"up": factors.up, "singular": factors.singular, "down": factors.down}
+        self._work.keep(self._files[name], self._key, {"layer": name, **asdict(layer)}, tensors)
+
+    def layer(self, name: str) -> Decomposed | None:
+        """None until the layer is factorized."""
+        facts = self._work.recall(self._files[name], self._key)
+        return None if facts is None else Decomposed(**{key: facts[key] for key in Decomposed.__dataclass_fields__})
+
+    def factors(self, name: str) -> Factorization:
+        layer, tensors = self.layer(name), self._work.tensors(self._files[name])
+        assert layer is not None
+        return Factorization(
+            tensors["up"],
+            tensors["singular"],
+            tensors["down"],
+            layer.outside,
+            layer.out_dimensions,
+            layer.in_dimensions,
+        )
+
+    def spectrum(self, name: str) -> LayerSpectrum:
+        layer, tensors = self.layer(name), self._work.tensors(self._files[name])
+        assert layer is not None
+        singular = tensors["singular"].numpy()
+        return LayerSpectrum(layer.m, layer.n, singular, layer.outside, layer.tokens, tensors["up"].shape[1])
+
+
+def decompose(
+    model: nn.Module,
+    targets: Targets,
+    data: Encoded,
+    config: CompressionConfig,
+    work: WorkFolder,
+    key: str,
+    clock: StageClock,
+    report: Report,
+    processes: Processes,
+) -> tuple[Targets, Decomposition]:
+    """Calibrate on `data` and factorize every layer; layers that never fire are left alone from here on."""
+    device = next(model.parameters()).device
+    done = Decomposition(work, key, list(targets.layers))
+    batches = data.batch_rows(config.batch_size, config.seed)
+    mine = processes.share(batches)
+    clock.enter("calibrating")
+    groups = find_readers(model, targets.layers, to_device(data.batch(batches[0]), device))
+    silent: set[str] = set(work.recall("silent", key) or ())
+    pending = [group for group in groups if not silent & {*group} and any(done.layer(name) is None for name in group)]
+    shapes = targets.shapes
+    sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
+    passes = plan_passes(pending, sizes, config.max_covariance_bytes or _room(device))
+    finished = len(targets.layers) - sum(len(group) for group in pending)
+    for number, these in enumerate(passes):
+        clock.enter("calibrating")
+
+        def moving() -> Iterator[dict[str, Any]]:
+            for index, rows in enumerate(mine):
+                yield to_device(data.batch(rows), device)
+                share = (number + (index + 1) / len(mine)) / len(passes)  # noqa: B023 - consumed within the loop
+                report("calibrating", share, f"covariances of {len(targets.layers)} layers")
+
+        statistics = _recall_statistics(work, key, these)
+        if statistics is None:
+            transformers.set_seed(config.seed)  # sampled labels are the same in every pass
+            sampled = config.fisher == "sampled"
+            statistics = calibrate(model, targets.layers, these, moving(), sampled, processes)
+            if processes.is_first:
+                _keep_statistics(work, key, these, statistics)
+        clock.enter("decomposing")
+        silent |= {name for group in these if statistics[group[0]].inputs.tokens == 0 for name in group}
+        for group in processes.share([group for group in these if not silent & {*group}]):
+            seen = {name: statistics[name] for name in group}
+            for name, layer, factors in factorized(targets, seen, config):
+                done.keep(name, layer, factors)
+            finished += len(group) * processes.count
+            report("decomposing", min(finished / len(targets.layers), 1.0), group[-1])
+        processes.wait()
+        if processes.is_first:
+            work.keep("silent", key, dict.fromkeys(sorted(silent), 0))
+            work.drop(STATISTICS)
+        processes.wait()
+    report("calibrating", 1.0, f"covariances of {len(targets.layers)} layers")
+    report("decomposing", 1.0, f"{len(targets.layers) - len(silent)} layers")
+    return targets.without(silent, "never fired on the calibration rows"), done
+
+
+def factorized(
+    targets: Targets, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
+) -> Iterator[tuple[str, Decomposed, Factorization]]:
+    """Factorize layers that read the same tensors."""
+    inputs = next(iter(statistics.values())).inputs
+    input_covariance, input_intensity = inputs.shrunk(config.shrinkage)
+    input_root = _root(input_covariance, config.weighting != "none", config)
+    for name, seen in statistics.items():
+        weight = matrix_of(targets.layers[name]).to(input_covariance.device).double()
+        gradient_covariance, gradient_intensity = seen.gradients.shrunk(config.shrinkage)
+        gradient_root = _root(gradient_covariance, config.weighting == "fisher", config)
+        bases: Bases | None = None
+        if config.union == "thresholds":
+            energies = config.weight_energy, config.input_energy, config.gradient_energy
+            bases = union_bases(weight, input_covariance, gradient_covariance, energies)
+        factors = factorize(weight, input_root, gradient_root, bases)
+        m, n = weight.shape
+        layer = Decomposed(
+            m,
+            n,
+            factors.outside,
+            factors.out_dimensions,
+            factors.in_dimensions,
+            seen.gradients.tokens,
+            (input_intensity, gradient_intensity),
+            (input_root.floor, gradient_root.floor),
+        )
+        yield name, layer, factors
+
+
+def _root(covariance: Tensor, weighted: bool, config: CompressionConfig) -> Root:
+    if weighted:
+        return covariance_root(covariance, config.covariance_floor)
+    return Root(torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device), 0.0)
+
+
+def _keep_statistics(
+    work: WorkFolder, key: str, groups: list[list[str]], statistics: Mapping[str, LayerStatistics]
+) -> None:
+    moments = _by_slot(groups, statistics)
+    counts = {slot: [m.tokens, m.rows, m.probed, m.spread] for slot, m in moments.items()}
+    totals = {slot: m.total for slot, m in moments.items()}
+    work.keep(STATISTICS, key, {"groups": groups, "counts": counts}, totals)
+
+
+def _recall_statistics(work: WorkFolder, key: str, groups: list[list[str]]) -> dict[str, LayerStatistics] | None:
+    """What was kept for the very same groups."""
+    facts = work.recall(STATISTICS, key)
+    if facts is None or facts["groups"] != groups:
+        return None
+    tensors = work.tensors(STATISTICS)
+    moments = {slot: Moments(tensors[slot], *counts) for slot, counts in facts["counts"].items()}
+    return {
+        name: LayerStatistics(moments[f"inputs.{group[0]}"], moments[f"gradients.{name}"])
+        for group in groups
+        for name in group
+    }
+
+
+def _by_slot(groups: list[list[str]], statistics: Mapping[str, LayerStatistics]) -> dict[str, Moments]:
+    slots = {}
+    for group in groups:
+        slots[f"inputs.{group[0]}"] = statistics[group[0]].inputs
+        slots |= {f"gradients.{name}": statistics[name].gradients for name in group}
+    return slots
+
+
+def _room(device: torch.device) -> int | None:
+    """Half of what a GPU has free; no bound on the CPU."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None

@@ -1,0 +1,156 @@
+"""What a compression would take and give, from the model's configuration alone: nothing is downloaded but config.json.
+
+The model is built on the meta device, so this takes seconds even for models that fill a GPU. Sizes of models, layers
+and covariances are exact; memory is what the tensors of each stage add up to, without the allocator's overhead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from jactus_core.allocation import break_even_rank, smallest_budget
+from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
+from jactus_core.config import CompressionConfig
+from jactus_core.layers import Targets, find_targets
+from jactus_core.loading import body_name, configured
+from jactus_core.models import ModelReference, find_model
+from jactus_core.tasks import TASKS
+
+OPTIMIZER_BYTES = 16
+"""Per trained parameter: itself, its gradient and AdamW's two moments, in float32."""
+FACTOR_BYTES = 4
+DECOMPOSITION_BYTES = 8
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class BudgetEstimate:
+    """One point of the frontier, before it exists; parameters and bytes are upper bounds."""
+
+    budget: float
+    feasible: bool
+    parameters: int
+    bytes: int
+    compressible_parameters: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a compression would take and give."""
+
+    parameters: int
+    bytes: int
+    compressible_parameters: int
+    layers: int
+    smallest_budget: float
+    budgets: list[BudgetEstimate]
+    covariance_bytes: int  # of all layers together, float32
+    calibration_passes: int
+    peak_memory_bytes: dict[str, int]  # by stage
+    disk_bytes: int  # work folder and checkpoints at their largest
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(
+    model: str | ModelReference, config: CompressionConfig | None = None, *, classes: int = 2, **changes: Any
+) -> Estimate:
+    """Sizes, feasibility and memory of a compression of `model`, a hub id or a folder, without running it.
+
+    `classes` is the number of labels of a classification task; `changes` override single settings of `config`, as in
+    `compress`. Raises ModelNotFound or UnsupportedModel.
+    """
+    config = CompressionConfig.model_validate((config or CompressionConfig()).model_dump() | changes)
+    task = TASKS[config.task]
+    reference = model if isinstance(model, ModelReference) else find_model(model)
+    described = configured(reference, [str(number) for number in range(classes)], task)
+    described.architectures = described.architectures or []  # transformers fails on None for some types
+    with torch.device("meta"):
+        built = getattr(transformers, task.auto_class).from_config(described, dtype=getattr(torch, config.dtype))
+    body = body_name(built)
+    outside = frozenset(name for name, _ in built.named_parameters() if not name.startswith(f"{body}."))
+    targets = find_targets(built, body, outside)
+    return _estimate(built, targets, _groups(built.eval(), targets, config), config)
+
+
+def _groups(model: Any, targets: Targets, config: CompressionConfig) -> list[list[str]]:
+    """Layers that read the same tensor; each for itself where the architecture cannot run on the meta device."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return find_readers(model, targets.layers, _meta_batch(model, config))
+    except Exception:  # noqa: BLE001 - anything an architecture does may depend on real values
+        return [[name] for name in targets.layers]
+
+
+def _meta_batch(model: Any, config: CompressionConfig) -> dict[str, Any]:
+    if not TASKS[config.task].reads_images:
+        return {"input_ids": torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")}
+    side = _image_side(model)
+    return {"pixel_values": torch.zeros(1, 3, side, side, dtype=model.dtype, device="meta")}
+
+
+def _image_side(model: Any) -> int:
+    """Pixels per side that the configuration was made for."""
+    size = getattr(model.config, "vision_config", model.config).image_size
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], config: CompressionConfig) -> Estimate:
+    shapes = targets.shapes
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    width = torch.finfo(getattr(torch, config.dtype)).bits // 8
+    compressible = sum(m * n for m, n in shapes.values())
+    others = parameters - compressible
+    counted = others if config.budget_scope == "model" else 0
+    smallest = smallest_budget(shapes.values(), counted, config.rank_multiple)
+    budgets = []
+    for budget in config.budgets:
+        kept = max(int(budget * (compressible + counted)) - counted, 0)
+        budgets.append(BudgetEstimate(budget, budget >= smallest, kept + others, (kept + others) * width, kept))
+
+    sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
+    passes = plan_passes(groups, sizes, config.max_covariance_bytes)
+    held = max(sum(sizes[group[0]] for group in these) for these in passes)
+    weights, factors = parameters * width, compressible * FACTOR_BYTES
+    workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
+    activations = _activation_bytes(model, shapes.values(), config, width)
+    trained = sum((break_even_rank(m, n) * max(config.budgets) + 1) ** 2 for m, n in shapes.values())
+    largest = max(point.bytes for point in budgets)
+    memory = {
+        "loading": weights,
+        "calibrating": weights + held + activations,
+        "decomposing": weights + held + workspace,
+        "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * int(trained) + activations,
+        "evaluating": 2 * weights + activations // len(shapes),
+    }
+    disk = factors + held + sum(point.bytes for point in budgets) + largest
+    return Estimate(
+        parameters,
+        weights,
+        compressible,
+        len(shapes),
+        smallest,
+        budgets,
+        sum(sizes.values()),
+        len(passes),
+        memory,
+        disk,
+    )
+
+
+def _activation_bytes(model: Any, shapes: Any, config: CompressionConfig, width: int) -> int:
+    """What every linear layer reads and writes for one batch, kept for the backward pass."""
+    tokens = config.max_length
+    if TASKS[config.task].reads_images:
+        vision = getattr(model.config, "vision_config", model.config)
+        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+        tokens = ((config.image_size or _image_side(model)) // patch) ** 2 + 1
+    return config.batch_size * tokens * width * sum(m + n for m, n in shapes)

@@ -1,0 +1,46 @@
+"""The loss of every task: cross-entropy of what the model predicts, whatever the shape of its logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+"""Label of a position that does not count."""
+
+
+def aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (batch, positions, classes) beside the labels (batch, positions) that they predict.
+
+    A classifier's logits (batch, classes) have one position. A causal language model's logits
+    (batch, tokens, vocabulary) at each token predict the label of the next one.
+    """
+    if labels.dim() == 1:
+        return logits[:, None], labels[:, None]
+    return logits[:, :-1], labels[:, 1:]
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, sampled: bool = False) -> Tensor:
+    """Cross-entropy (scalar, nats, float32) summed over every label that counts.
+
+    With `sampled` the targets are drawn from the model's own answer instead, so that the gradients' second moment
+    estimates the Fisher information rather than its empirical stand-in (Kunstner, Balles and Hennig, 2019).
+    """
+    logits, labels = aligned(logits, labels)
+    counted = labels != IGNORED
+    answers, targets = logits[counted].float(), labels[counted]
+    if sampled and answers.isfinite().all():  # else the loss itself tells, where drawing would fail
+        targets = torch.multinomial(answers.detach().softmax(-1), 1).squeeze(1)
+    return functional.cross_entropy(answers, targets, reduction="sum")
+
+
+def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: summed cross-entropy (nats), how many labels count, and how many of these are predicted right."""
+    logits, labels = aligned(logits, labels)
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )  # (batch, positions), zero where the label does not count
+    counted = labels != IGNORED
+    correct = (logits.argmax(-1) == labels) & counted
+    return losses.sum(1), counted.sum(1), correct.sum(1)

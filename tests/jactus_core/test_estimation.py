@@ -1,0 +1,103 @@
+"""Estimates agree with what a compression then takes and gives."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from jactus_core import estimate
+from jactus_core.calibration import calibrate, find_readers
+from jactus_core.config import CompressionConfig
+from jactus_core.errors import UnsupportedModel
+from jactus_core.layers import find_targets
+from jactus_core.loading import load_model
+from jactus_core.models import find_model
+from tests.jactus_core.architectures import Compressed, architectures
+
+LLAMA_2_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> str:
+    """The configuration of a model that nobody would download for a test; its weights are an empty file."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    (tmp_path / "model.safetensors").touch()
+    return str(tmp_path)
+
+
+def test_a_model_of_seven_billion_parameters_is_estimated_without_its_weights(llama: str) -> None:
+    began = time.monotonic()
+    found = estimate(llama, task="text-generation", dtype="bfloat16", budgets=(0.8, 0.4, 1e-5))
+
+    assert time.monotonic() - began < 60, "no weights are made"
+    assert found.parameters == 6_738_415_616
+    assert found.bytes == 2 * found.parameters
+    assert found.layers == 32 * 7
+    assert found.compressible_parameters == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    per_block = 4 * (3 * 4096**2 + 11008**2 + 5 * 4096**2 + 2 * 11008**2)  # q, k, v share C_x; so do gate and up
+    assert found.covariance_bytes == 32 * per_block
+    assert [point.feasible for point in found.budgets] == [True, True, False]
+    assert 1e-5 < found.smallest_budget < 1e-3
+
+
+def test_a_bound_on_covariances_means_more_passes_and_less_memory(llama: str) -> None:
+    free = estimate(llama, task="text-generation")
+    bound = estimate(llama, task="text-generation", max_covariance_bytes=8 * 2**30)
+
+    assert free.calibration_passes == 1
+    assert bound.calibration_passes == 8  # four blocks of two gigabytes at a time
+    assert bound.peak_memory_bytes["calibrating"] < free.peak_memory_bytes["calibrating"]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "vit", "gpt2"])
+def test_sizes_and_sharing_are_those_of_the_loaded_model(
+    name: str, compressed: Callable[[str], Compressed], tmp_path: Path
+) -> None:
+    architecture = architectures[name]
+    folder = architecture.write(tmp_path / name)
+    dense = compressed(name).result.dense_size
+    config = CompressionConfig(task=architecture.task, budgets=(0.6,))
+
+    found = estimate(str(folder), config)
+
+    assert found.parameters == dense.parameters
+    assert found.compressible_parameters == dense.compressible_parameters
+    point = compressed(name).result.budgets[0]
+    assert point.size.parameters <= found.budgets[0].parameters
+    assert point.size.parameters > 0.9 * found.budgets[0].parameters
+
+    loaded = load_model(find_model(str(folder)), ["a", "b"], config)
+    targets = find_targets(loaded.model, loaded.body, loaded.head)
+    rows = torch.ones(2, 4, dtype=torch.long)
+    side = {"pixel_values": torch.rand(2, 3, 32, 32)} if name == "vit" else {"input_ids": rows}
+    labels = rows[:, 0] * 0 if architecture.task.endswith("classification") else rows
+    groups = find_readers(loaded.model, targets.layers, side)
+    statistics = calibrate(loaded.model, targets.layers, groups, [{**side, "labels": labels}])
+    held = {id(m): m.total.nbytes for seen in statistics.values() for m in (seen.inputs, seen.gradients)}
+    assert found.covariance_bytes == sum(held.values())
+
+
+def test_the_smallest_budget_of_the_whole_model_is_larger(llama: str) -> None:
+    of_layers = estimate(llama, task="text-generation").smallest_budget
+    of_model = estimate(llama, task="text-generation", budget_scope="model").smallest_budget
+    assert of_model > of_layers + 0.03, "embeddings and head cannot go"
+
+
+def test_a_task_that_the_model_cannot_do_is_refused(llama: str) -> None:
+    with pytest.raises(UnsupportedModel, match="no image-classification model of the type 'llama'"):
+        estimate(llama, task="image-classification")
