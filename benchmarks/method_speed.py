@@ -34,7 +34,7 @@ from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import factorized
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
-from jactus_core.factorization import Factorization, Root, factorize
+from jactus_core.factorization import Factorization, Metric, factorize
 from jactus_core.layers import Targets, find_targets, fold_cores, install_cores, matrix_of, train_only
 from jactus_core.loading import Loaded, load_model
 from jactus_core.models import find_model
@@ -254,8 +254,7 @@ def memory_of_core_steps(name: str) -> dict[str, int]:
 
 def plain_factors(weight: torch.Tensor) -> Factorization:
     m, n = weight.shape
-    inputs, outputs = (Root(torch.eye(size, dtype=torch.float64), 0.0) for size in (n, m))
-    return factorize(weight, inputs, outputs)
+    return factorize(weight, Metric.identity(n), Metric.identity(m))
 
 
 def memory_of_calibration(layers: int) -> dict[str, int]:

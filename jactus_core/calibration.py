@@ -35,7 +35,7 @@ PROBED_ROWS = 32
 class Moments:
     """Streaming uncentred second moment of vectors of one size d."""
 
-    total: Tensor  # (d, d) float32 Σ x xᵀ; only on and above the diagonal
+    total: Tensor  # (d, d) float32 Σ x xᵀ; without the blocks below the diagonal
     tokens: int = 0  # vectors seen
     rows: int = 0  # rows that held them
     probed: int = 0  # rows that `spread` sums over
@@ -80,8 +80,13 @@ class Moments:
 
     def covariance(self) -> Tensor:
         """The plain estimate Σ x xᵀ / N, (d, d) float64."""
-        upper = self.total.to(_exact(self.total.device)).double().triu_()
-        return (upper + upper.triu(1).T).div_(max(self.tokens, 1))
+        estimate = self.total.to(_exact(self.total.device)).double() / max(self.tokens, 1)
+        for start in range(0, len(estimate), SYMMETRIC_BLOCK):
+            stop = start + SYMMETRIC_BLOCK
+            estimate[stop:, start:stop] = estimate[start:stop, stop:].T
+            block = estimate[start:stop, start:stop]
+            block.copy_(block.triu() + block.triu(1).T)
+        return estimate
 
     def shrunk(self, shrinkage: Shrinkage = "ledoit-wolf") -> tuple[Tensor, float]:
         """(1 − ρ) C + ρ tr(C)/d · I, (d, d) float64, and the intensity ρ that `shrinkage` leads to."""

@@ -26,7 +26,7 @@ from jactus_core.calibration import (
 from jactus_core.config import CompressionConfig
 from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, to_device
-from jactus_core.factorization import Bases, Factorization, Root, covariance_root, factorize, union_bases
+from jactus_core.factorization import Bases, Factorization, Metric, factorize, union_bases
 from jactus_core.layers import Targets, matrix_of
 from jactus_core.progress import Report, StageClock
 from jactus_core.work import WorkFolder
@@ -146,18 +146,18 @@ def factorized(
     targets: Targets, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
 ) -> Iterator[tuple[str, Decomposed, Factorization]]:
     """Factorize layers that read the same tensors."""
-    inputs = next(iter(statistics.values())).inputs
-    input_covariance, input_intensity = inputs.shrunk(config.shrinkage)
-    input_root = _root(input_covariance, config.weighting != "none", config)
+    seen_inputs = next(iter(statistics.values())).inputs
+    input_covariance, input_intensity = seen_inputs.shrunk(config.shrinkage)
+    inputs = _metric(input_covariance, config.weighting != "none", config)
     for name, seen in statistics.items():
         weight = matrix_of(targets.layers[name]).to(input_covariance.device).double()
         gradient_covariance, gradient_intensity = seen.gradients.shrunk(config.shrinkage)
-        gradient_root = _root(gradient_covariance, config.weighting == "fisher", config)
         bases: Bases | None = None
         if config.union == "thresholds":
             energies = config.weight_energy, config.input_energy, config.gradient_energy
             bases = union_bases(weight, input_covariance, gradient_covariance, energies)
-        factors = factorize(weight, input_root, gradient_root, bases)
+        outputs = _metric(gradient_covariance, config.weighting == "fisher", config)
+        factors = factorize(weight, inputs, outputs, bases)
         m, n = weight.shape
         layer = Decomposed(
             m,
@@ -167,15 +167,15 @@ def factorized(
             factors.in_dimensions,
             seen.gradients.tokens,
             (input_intensity, gradient_intensity),
-            (input_root.floor, gradient_root.floor),
+            (inputs.floor, outputs.floor),
         )
         yield name, layer, factors
 
 
-def _root(covariance: Tensor, weighted: bool, config: CompressionConfig) -> Root:
+def _metric(covariance: Tensor, weighted: bool, config: CompressionConfig) -> Metric:
     if weighted:
-        return covariance_root(covariance, config.covariance_floor)
-    return Root(torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device), 0.0)
+        return Metric.of(covariance, config.covariance_floor)
+    return Metric.identity(len(covariance), covariance.device)
 
 
 def _keep_statistics(

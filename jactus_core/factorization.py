@@ -5,15 +5,21 @@ QR L_gᵀ out_basis = Q_a R_a, QR L_xᵀ in_basis = Q_b R_b and the SVD K = Q_a�
 
     Z = R_a⁻¹ U_r S_r V_rᵀ R_b⁻ᵀ        loss(r) = ‖L_gᵀ W L_x‖² − ‖K‖² + Σ_{i>r} S_i²
 
-so one decomposition answers every rank at once. Without a union the bases are identities, Q_a = Q_b = I, R_a = L_gᵀ
-and R_b = L_xᵀ; by Eckart and Young the smallest subspaces that lose no more than a share ε of the weighted energy are
-then those of the first k directions, Σ_{i>k} S_i² ≤ ε ‖K‖².
+so one decomposition answers every rank at once. Without a union the bases are identities, K = L_gᵀ W L_x, and by
+Eckart and Young the smallest subspaces that lose no more than a share ε of the weighted energy are those of the first
+k directions, Σ_{i>k} S_i² ≤ ε ‖K‖². Then for m ≤ n (else for Wᵀ) the small eigenproblem
+
+    (L_gᵀ W) C_x (L_gᵀ W)ᵀ = U S² Uᵀ        up = L_g⁻ᵀ U        down = S⁻¹ Uᵀ L_gᵀ W
+
+has it all, and the larger covariance needs no Cholesky factor.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +30,7 @@ from jactus_core.subspaces import energy_rank, leading_eigenvectors, leading_sin
 logger = logging.getLogger(__name__)
 
 FLOOR_GROWTH = 10.0
+SMALLEST_FLOOR = 1e-12
 SMALLEST_SCALE = 1e-12
 """Stands in for tr(C)/d when a covariance is zero, as for a layer that no gradient reaches."""
 SMALLEST_SINGULAR = 1e-9
@@ -53,12 +60,42 @@ class Factorization:
         return self.outside + float(self.singular[rank:].square().sum())
 
 
-@dataclass(frozen=True)
-class Root:
-    """The metric of one side of a layer, input or output."""
+@dataclass
+class Metric:
+    """The norm of one side of a layer, input or output."""
 
-    lower: Tensor  # (d, d) lower Cholesky factor L of the covariance, float64
-    floor: float  # the Tikhonov floor it took, relative to trace / d
+    covariance: Tensor  # (d, d) float64, with the floor on its diagonal
+    floor: float  # Tikhonov floor relative to trace / d; grows when the Cholesky factorization fails
+    scale: float  # trace / d without the floor
+
+    @classmethod
+    def of(cls, covariance: Tensor, floor: float) -> Metric:
+        """From a plain covariance. Raises NonFiniteLoss when it is not finite."""
+        scale = float(covariance.diagonal().mean())
+        if not math.isfinite(scale):
+            raise NonFiniteLoss("A covariance holds values that are not finite.")
+        scale = max(scale, SMALLEST_SCALE)
+        covariance = covariance.to(torch.float64, copy=True)
+        covariance.diagonal().add_(floor * scale)
+        return cls(covariance, floor, scale)
+
+    @classmethod
+    def identity(cls, size: int, device: torch.device | str = "cpu") -> Metric:
+        """The plain norm."""
+        return cls(torch.eye(size, dtype=torch.float64, device=device), 0.0, 1.0)
+
+    @cached_property
+    def lower(self) -> Tensor:
+        """Cholesky factor L (d, d). One that fails raises the floor tenfold and says so in the log and in `floor`."""
+        while True:
+            lower, info = torch.linalg.cholesky_ex(self.covariance)
+            if int(info) == 0:
+                return lower
+            raised = max(self.floor, SMALLEST_FLOOR) * FLOOR_GROWTH
+            self.covariance.diagonal().add_((raised - self.floor) * self.scale)
+            self.floor = raised
+            size = len(self.covariance)
+            logger.warning("a covariance of size %d is not positive definite; floor raised to %g", size, raised)
 
     def whitened(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Q (d, k) and R (k, k) of Lᵀ · basis; a basis of the whole space must be the identity, so R is Lᵀ itself."""
@@ -90,26 +127,35 @@ def union_bases(
     )
 
 
-def factorize(weight: Tensor, inputs: Root, outputs: Root, bases: Bases | None = None) -> Factorization:
+def factorize(weight: Tensor, inputs: Metric, outputs: Metric, bases: Bases | None = None) -> Factorization:
     """Decompose `weight` (m, n) between the metrics of what it reads and what it writes, inside `bases` if given."""
     weight = weight.double()
     m, n = weight.shape
     enough = max(m * n // (m + n), 1)  # past this rank the dense layer is cheaper
-    weighted = outputs.lower.T @ weight @ inputs.lower  # (m, n)
     if bases is None:
-        u, singular, v = leading_triplets(weighted, enough)
-        up = torch.linalg.solve_triangular(outputs.lower.T, u, upper=True)
-        down = torch.linalg.solve_triangular(inputs.lower.T, v, upper=True).T
+        up, singular, down = _weighted_triplets(weight, inputs, outputs, enough)
         needed = energy_rank(singular.square(), 1 - UNION_TOLERANCE)
         return Factorization(up.float(), singular, down.float(), 0.0, needed, needed)
     q_a, r_a = outputs.whitened(bases.out)
     q_b, r_b = inputs.whitened(bases.into)
+    weighted = outputs.lower.T @ weight @ inputs.lower  # (m, n)
     inside = q_a.T @ weighted @ q_b  # K (k_L, k_R)
     u, singular, v = leading_triplets(inside, enough)
     up = bases.out @ torch.linalg.solve_triangular(r_a, u, upper=True)
     down = torch.linalg.solve_triangular(r_b, v, upper=True).T @ bases.into.T
     outside = max(float(weighted.square().sum() - inside.square().sum()), 0.0)
     return Factorization(up.float(), singular, down.float(), outside, bases.out.shape[1], bases.into.shape[1])
+
+
+def _weighted_triplets(weight: Tensor, inputs: Metric, outputs: Metric, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` whitened directions up (m, count) and down (count, n), and all singular values, of a (m, n) matrix."""
+    if weight.shape[0] > weight.shape[1]:
+        down, singular, up = _weighted_triplets(weight.T, outputs, inputs, count)
+        return up.T, singular, down.T
+    scaled = outputs.lower.T @ weight  # (m, n)
+    u, singular = _leading_eigenvectors(scaled @ inputs.covariance @ scaled.T, count)
+    up = torch.linalg.solve_triangular(outputs.lower.T, u, upper=True)
+    return up, singular, (u / _divisors(singular, count)).T @ scaled
 
 
 def leading_triplets(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,26 +167,16 @@ def leading_triplets(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor
     if matrix.shape[0] > matrix.shape[1]:
         right, singular, left = leading_triplets(matrix.T, count)
         return left, singular, right
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    singular = squares.flip(0).clamp(min=0).sqrt()
-    left = vectors.flip(1)[:, :count]
-    divisors = singular[:count].clamp(min=float(singular[0]) * SMALLEST_SINGULAR + torch.finfo(torch.float64).tiny)
-    return left, singular, (matrix.T @ left) / divisors
+    left, singular = _leading_eigenvectors(matrix @ matrix.T, count)
+    return left, singular, matrix.T @ (left / _divisors(singular, count))
 
 
-def covariance_root(covariance: Tensor, floor: float) -> Root:
-    """Cholesky factor of C + floor · tr(C)/d · I in float64.
+def _leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`count` eigenvectors of a positive semidefinite matrix, largest first, and the square roots of all its values."""
+    squares, vectors = torch.linalg.eigh(gram)
+    return vectors.flip(1)[:, :count], squares.flip(0).clamp(min=0).sqrt()
 
-    A factorization that still fails raises the floor tenfold and says so in the log and in the result.
-    """
-    covariance = covariance.double()
-    if not torch.isfinite(covariance).all():
-        raise NonFiniteLoss("A covariance holds values that are not finite.")
-    scale = max(float(covariance.diagonal().mean()), SMALLEST_SCALE)
-    identity = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-    while True:
-        lower, info = torch.linalg.cholesky_ex(covariance + floor * scale * identity)
-        if int(info) == 0:
-            return Root(lower, floor)
-        floor *= FLOOR_GROWTH
-        logger.warning("a covariance of size %d is not positive definite; floor raised to %g", len(covariance), floor)
+
+def _divisors(singular: Tensor, count: int) -> Tensor:
+    """The leading singular values, kept away from zero."""
+    return singular[:count].clamp(min=float(singular[0]) * SMALLEST_SINGULAR + torch.finfo(torch.float64).tiny)

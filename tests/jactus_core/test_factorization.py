@@ -18,8 +18,7 @@ from jactus_core.factorization import (
     UNION_TOLERANCE,
     Bases,
     Factorization,
-    Root,
-    covariance_root,
+    Metric,
     factorize,
     leading_triplets,
     union_bases,
@@ -49,7 +48,7 @@ class Problem:
 
     def solve(self, within: bool = False, floor: float = 1e-14) -> Factorization:
         bases = Bases(torch.from_numpy(self.out), torch.from_numpy(self.into)) if within else None
-        inputs, outputs = (covariance_root(torch.from_numpy(c), floor) for c in (self.inputs, self.gradients))
+        inputs, outputs = (Metric.of(torch.from_numpy(c), floor) for c in (self.inputs, self.gradients))
         return factorize(torch.from_numpy(self.weight), inputs, outputs, bases)
 
     def error(self, other: Array) -> float:
@@ -166,7 +165,7 @@ def test_the_smallest_subspaces_lose_no_more_than_the_tolerance(decay: float, se
     generator = np.random.default_rng(seed)
     scales = np.exp(-decay * np.arange(12) / 3)
     weight = generator.normal(size=(15, 12)) * scales
-    identity = [Root(torch.eye(size, dtype=torch.float64), 0.0) for size in (12, 15)]
+    identity = [Metric.identity(size) for size in (12, 15)]
     factors = factorize(torch.from_numpy(weight), identity[0], identity[1])
     energy = np.square(np.linalg.svd(weight, compute_uv=False))
 
@@ -249,7 +248,7 @@ def test_the_scale_of_the_gradients_changes_losses_but_not_the_layer(problem: Pr
 
 
 def test_a_root_is_that_of_the_covariance_and_its_floor(problem: Problem) -> None:
-    root = covariance_root(torch.from_numpy(problem.inputs), floor=0.1)
+    root = Metric.of(torch.from_numpy(problem.inputs), floor=0.1)
 
     lifted = problem.inputs + 0.1 * np.trace(problem.inputs) / N * np.eye(N)
     np.testing.assert_allclose(root.lower @ root.lower.T, lifted, rtol=1e-12, atol=1e-12 * np.abs(lifted).max())
@@ -260,17 +259,18 @@ def test_a_root_is_that_of_the_covariance_and_its_floor(problem: Problem) -> Non
 def test_an_indefinite_covariance_raises_the_floor_and_records_it(caplog: pytest.LogCaptureFixture) -> None:
     values = np.array([1.0, 1.0, -1e-3])
     with caplog.at_level(logging.WARNING):
-        root = covariance_root(torch.diag(torch.from_numpy(values)), floor=1e-6)
+        root = Metric.of(torch.diag(torch.from_numpy(values)), floor=1e-6)
+        lower = root.lower
 
     scale = values.mean()
     enough = next(floor for floor in (1e-6 * 10.0**k for k in range(9)) if values.min() + floor * scale > 0)
     assert root.floor == pytest.approx(enough)
-    np.testing.assert_allclose(root.lower @ root.lower.T, np.diag(values + enough * scale), atol=1e-12)
+    np.testing.assert_allclose(lower @ lower.T, np.diag(values + enough * scale), atol=1e-12)
     assert f"floor raised to {enough:g}" in caplog.text
 
 
 def test_a_zero_covariance_has_a_root_of_its_own() -> None:
-    root = covariance_root(torch.zeros(3, 3), floor=1e-4)
+    root = Metric.of(torch.zeros(3, 3), floor=1e-4)
 
     expected: Tensor = np.sqrt(1e-4 * SMALLEST_SCALE) * torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(root.lower, expected)

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from jactus_core.errors import UnsupportedModel
-from jactus_core.factorization import Bases, Factorization, Root, factorize
+from jactus_core.factorization import Bases, Factorization, Metric, factorize
 from jactus_core.layers import (
     Basis,
     CoreLinear,
@@ -39,15 +39,15 @@ def tiny_gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2)).eval()
 
 
-def random_root(size: int, seed: int) -> Root:
+def random_metric(size: int, seed: int) -> Metric:
     """Of a random, anisotropic covariance."""
     draws = torch.randn(size, 2 * size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Root(torch.linalg.cholesky(draws @ draws.T), 0.0)
+    return Metric.of(draws @ draws.T, 1e-9)
 
 
 def factors_of(layer: nn.Module, bases: Bases | None = None) -> Factorization:
     m, n = matrix_shape(layer)
-    return factorize(matrix_of(layer), random_root(n, 1), random_root(m, 2), bases)
+    return factorize(matrix_of(layer), random_metric(n, 1), random_metric(m, 2), bases)
 
 
 def linear(kind: str, bias: bool = True, dtype: torch.dtype = torch.float32) -> Any:
@@ -224,7 +224,7 @@ def test_each_basis_is_what_it_is_called() -> None:
     factors = factors_of(layer)
     whitened, orthonormal = (CoreLinear(layer, factors, RANK, False, basis) for basis in BASES)
 
-    metric = random_root(N, 1).lower.float()
+    metric = random_metric(N, 1).lower.float()
     inner = whitened.down @ metric @ metric.T @ whitened.down.T
     torch.testing.assert_close(inner, torch.eye(RANK), rtol=0, atol=1e-4)
     assert torch.equal(whitened.core, torch.diag(whitened.core.diagonal()))
