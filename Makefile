@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format lock openapi clean
+.PHONY: help setup demo serve test test-previous lint format lock openapi clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## Make .venv ready for everything (idempotent)
 	@$(PYTHON) scripts/bootstrap.py dev
@@ -20,6 +20,10 @@ serve: ## Set up, then run the whole service on this machine until Ctrl-C
 
 test: setup ## Set up, then run the tests
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)
+
+test-previous: setup ## Run the method's tests on the previous minor series of transformers
+	@$(BIN)/uv pip install --quiet --no-deps --target .jactus/transformers-previous 'transformers>=5.22,<5.23'
+	@HF_HUB_OFFLINE=1 PYTHONPATH=.jactus/transformers-previous $(BIN)/pytest tests/jactus_core $(ARGS)
 
 lint: setup ## Format check, lint and types
 	@$(BIN)/ruff format --check .

@@ -24,9 +24,9 @@ import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from benchmarks.recording import interleaved, keep, ratio, summarize
+from benchmarks.recording import fill, interleaved, keep, ratio, read_summary, summarize
 from cli.docstrings import build_dataset
 from jactus_core.allocation import LayerSpectrum, allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
@@ -37,6 +37,7 @@ from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
 from jactus_core.layers import Targets, find_targets, fold_cores, install_cores, matrix_of, train_only
 from jactus_core.loading import Loaded, load_model
+from jactus_core.modeling_jactus import LowRankLinear
 from jactus_core.models import find_model
 
 COMMAND = "python -m benchmarks.method_speed"
@@ -47,6 +48,7 @@ STEP_BUDGET = 0.6
 LORA_RANK = 16
 SHALLOW, DEEP = 4, 16
 """Blocks of the random models whose calibration memory is compared."""
+YES_NO = {True: "yes", False: "no"}
 COVARIANCE_BOUND = 64 * 2**20
 
 
@@ -107,6 +109,7 @@ def measure(name: str, repeats: int) -> dict[str, dict[str, list[float]]]:
         repeats * 3,
     )
     found["inference"] = inference(loaded, data, targets, factors, repeats)
+    found["inference, base size"] = inference_of_base_size(repeats)
     return found
 
 
@@ -116,7 +119,11 @@ def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, dict[st
         ("decomposition_time", "decomposition", "ours", "svd", "decomposition / one SVD of each weight", 1.5),
         ("core_step_time", "step", "ours", "lora", "core step / LoRA r=16 step", 1.0),
         *(
-            (f"inference_time@{budget}", "inference", str(budget), "dense", "compressed / dense forward", budget + 0.1)
+            (f"inference_time{size}@{budget}", f"inference{part}", str(budget), "dense", metric, budget + 0.1)
+            for size, part, metric in (
+                ("", "", "compressed / dense forward"),
+                ("_base", ", base size", "compressed / dense forward, 768 wide"),
+            )
             for budget in BUDGETS
         ),
     ):
@@ -128,6 +135,9 @@ def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, dict[st
     value = deep / max(shallow, 1)
     metric = f"covariances held under a bound, {DEEP} / {SHALLOW} blocks"
     summarize("calibration_memory_growth", metric, value, "<= 1.2", value <= 1.2, COMMAND)
+    rows = [row for row in read_summary() if row["command"] == COMMAND]
+    lines = [f"| {r['metric']} | {r['id']} | {r['value']:.2f} | {r['bound']} | {YES_NO[r['holds']]} |" for r in rows]
+    fill("speed", "\n".join(["| what | id | ratio | bound | holds |", "| --- | --- | --- | --- | --- |", *lines]))
 
 
 def load(name: str) -> tuple[Loaded, Encoded]:
@@ -204,6 +214,29 @@ def inference(
         @torch.inference_mode()
         def run() -> object:
             return model.eval()(**batch)
+
+        return run
+
+    return interleaved({name: forward(model) for name, model in models.items()}, repeats)
+
+
+def inference_of_base_size(repeats: int) -> dict[str, list[float]]:
+    """The same for random layers of BERT-base's and ViT-B's width, at one rank fraction; speed asks for no training."""
+    torch.manual_seed(0)
+    dense = BertModel(BertConfig(num_hidden_layers=2, vocab_size=1000)).eval()
+    ids = torch.randint(1000, (INFERENCE_ROWS // 4, CONFIG.max_length))
+    targets = find_targets(dense, "encoder", frozenset())
+    models: dict[str, nn.Module] = {"dense": dense}
+    for budget in BUDGETS:
+        models[str(budget)] = copy.deepcopy(dense)
+        for name, (m, n) in targets.shapes.items():
+            layer = LowRankLinear(n, m, int(budget * m * n / (m + n)), bias=True)
+            models[str(budget)].set_submodule(name, layer)
+
+    def forward(model: nn.Module) -> Callable[[], object]:
+        @torch.inference_mode()
+        def run() -> object:
+            return model(input_ids=ids)
 
         return run
 

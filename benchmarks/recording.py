@@ -18,6 +18,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SUMMARY = RESULTS / "summary.json"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "method.md"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
@@ -44,9 +45,12 @@ def keep(name: str, content: Mapping[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def read_summary() -> list[dict[str, Any]]:
+    return list(json.loads(SUMMARY.read_text(encoding="utf-8"))) if SUMMARY.exists() else []
+
+
 def summarize(id: str, metric: str, value: float, bound: str, holds: bool, command: str) -> None:
     """Replace this figure in the summary of all benchmarks."""
-    rows = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else []
     row = {
         "id": id,
         "metric": metric,
@@ -58,9 +62,16 @@ def summarize(id: str, metric: str, value: float, bound: str, holds: bool, comma
         "machine": machine(),
         "date": today(),
     }
-    rows = sorted([*(old for old in rows if old["id"] != id), row], key=lambda row: str(row["id"]))
+    rows = sorted([*(old for old in read_summary() if old["id"] != id), row], key=lambda row: str(row["id"]))
     SUMMARY.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(f"{'ok  ' if holds else 'MISS'}  {id:<28} {value:8.3f}   {metric}, {bound}")
+
+
+def fill(marker: str, table: str) -> None:
+    """Put a table between the markers in docs/method.md."""
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin, 1)
+    DOCUMENT.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def machine() -> str:

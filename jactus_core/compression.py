@@ -26,13 +26,14 @@ from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
 from jactus_core.examples import Examples, read_examples, split
+from jactus_core.files import sha256_of, write_json
 from jactus_core.finetuning import finetune_cores, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_cores
 from jactus_core.loading import load_model
 from jactus_core.models import ModelReference, find_model
 from jactus_core.plots import plot_frontier, plot_ranks
 from jactus_core.progress import Report, Stage, StageClock, silent
-from jactus_core.reporting import write_json, write_report
+from jactus_core.reporting import write_report
 from jactus_core.sources import open_source
 from jactus_core.tasks import TASKS, TaskName
 from jactus_core.work import WorkFolder, fingerprint
@@ -134,7 +135,6 @@ class _Data:
 
     train: Encoded
     held_out: Encoded
-    label_names: list[str]
     facts: dict[str, Any]
 
 
@@ -166,39 +166,33 @@ class _Run:
         targets = find_targets(self.loaded.model, self.loaded.body, self.loaded.head)
         self._check_budgets(targets)
         self.report("loading", 0.8, "preparing the rows")
-        data_ = self._encode(train_rows, eval_rows)
-        self.key = self._key(data_)
-        self.report("loading", 1.0, f"{len(data_.train)} rows to train on, {len(data_.held_out)} held out")
+        rows = self._encode(train_rows, eval_rows)
+        self.origin = _origin(self.reference)
+        self.key = self._key(rows)
+        self.report("loading", 1.0, f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out")
 
-        self._warm_up(data_)
-        dense = self._evaluate_dense(data_)
+        self._warm_up(rows)
+        dense = self._evaluate_dense(rows)
         dense_size = size_of(self.loaded.model, list(targets.layers))
-        sample = data_.train.sample(self.config.calibration_samples, self.config.seed)
+        sample = rows.train.sample(self.config.calibration_samples, self.config.seed)
         if len(sample) < FEW_SAMPLES:
             logger.warning("only %d calibration rows; covariances lean on their shrinkage", len(sample))
-        targets, factors = decompose(
-            self.loaded.model,
-            targets,
-            sample,
-            self.config,
-            self.work,
-            self.key,
-            self.clock,
-            self.report,
-            self.processes,
+        factors = Decomposition(self.work, self.key, list(targets.layers))
+        targets = decompose(
+            self.loaded.model, targets, sample, self.config, factors, self.clock, self.report, self.processes
         )
         allocations = self._allocate(targets, factors)
         origin = {
             "config": self.config.model_dump(mode="json"),
-            "model": asdict(self.reference) | {"location": self.reference.name},
-            "dataset": data_.facts,
+            "model": self.origin,
+            "dataset": rows.facts,
             "versions": _versions(self.device),
             "calibration_rows": len(sample),
             "left_alone": targets.left_alone,
             "dense": {"metrics": dense, "size": asdict(dense_size)},
         }
         points = [
-            self._finish(number, budget, allocation, factors, data_, origin)
+            self._finish(number, budget, allocation, factors, rows, origin)
             for number, (budget, allocation) in enumerate(allocations.items())
         ]
         self.clock.enter("evaluating")
@@ -239,17 +233,13 @@ class _Run:
             "sha256": train.fingerprint(),
             "eval_sha256": held_out.fingerprint(),
         }
-        return _Data(
-            encode(train, self.loaded, self.config),
-            encode(held_out, self.loaded, self.config, scoring=True),
-            train.label_names,
-            facts,
-        )
+        encoded = encode(train, self.loaded, self.config), encode(held_out, self.loaded, self.config, scoring=True)
+        return _Data(*encoded, facts)
 
     def _key(self, data: _Data) -> str:
         """Names everything that calibration and decomposition depend on."""
         settings = self.config.model_dump(mode="json", exclude=AFTER_DECOMPOSITION)
-        return fingerprint(settings, asdict(self.reference), data.facts, _versions(self.device))
+        return fingerprint(settings, self.origin, data.facts, _versions(self.device))
 
     def _warm_up(self, data: _Data) -> None:
         self.clock.enter("calibrating")
@@ -394,6 +384,13 @@ def _layer_report(factors: Decomposition, allocation: Allocation) -> dict[str, d
             "floors": layer.floors,
         }
     return found
+
+
+def _origin(reference: ModelReference) -> dict[str, Any]:
+    """What names the model for good: a commit of the hub, or the hash of every weight file in a folder."""
+    files = sorted(Path(reference.location).glob("*.safetensors")) if reference.revision is None else []
+    hashes = {file.name: sha256_of(file) for file in files}
+    return {"name": reference.name, "revision": reference.revision, "type": reference.model_type, "sha256": hashes}
 
 
 def _device(wanted: str) -> torch.device:

@@ -6,7 +6,7 @@ and one layer's factors are held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Decomposed:
     outside: float
     out_dimensions: int  # k_L
     in_dimensions: int  # k_R
+    rank: int  # directions kept
     tokens: int
     shrinkage: tuple[float, float]  # intensities of C_x and C_g
     floors: tuple[float, float]  # relative Tikhonov floors of C_x and C_g
@@ -59,6 +60,38 @@ class Decomposition:
     def keep(self, name: str, layer: Decomposed, factors: Factorization) -> None:
         tensors = {"up": factors.up, "singular": factors.singular, "down": factors.down}
         self._work.keep(self._files[name], self._key, {"layer": name, **asdict(layer)}, tensors)
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all these layers are factorized."""
+        return all(self.layer(name) is not None for name in names)
+
+    def silent(self) -> set[str]:
+        """Layers that never fired in the passes so far."""
+        return {*(self._work.recall("silent", self._key) or ())}
+
+    def keep_statistics(self, groups: list[list[str]], statistics: Mapping[str, LayerStatistics]) -> None:
+        """Keep a pass's statistics until its layers are factorized."""
+        moments = _by_slot(groups, statistics)
+        counts = {slot: [m.tokens, m.rows, m.probed, m.spread] for slot, m in moments.items()}
+        self._work.keep(STATISTICS, self._key, counts, {slot: m.total for slot, m in moments.items()})
+
+    def recall_statistics(self, groups: list[list[str]]) -> dict[str, LayerStatistics] | None:
+        """What was kept for these groups, if it was for all of them."""
+        counts = self._work.recall(STATISTICS, self._key) or {}
+        if not all(f"gradients.{name}" in counts for group in groups for name in group):
+            return None
+        tensors = self._work.tensors(STATISTICS)
+        moments = {slot: Moments(tensors[slot], *seen) for slot, seen in counts.items()}
+        return {
+            name: LayerStatistics(moments[f"inputs.{group[0]}"], moments[f"gradients.{name}"])
+            for group in groups
+            for name in group
+        }
+
+    def close_pass(self, silent: set[str]) -> None:
+        """All layers of a pass are factorized, or never fired."""
+        self._work.keep("silent", self._key, dict.fromkeys(sorted(silent), 0))
+        self._work.drop(STATISTICS)
 
     def layer(self, name: str) -> Decomposed | None:
         """None until the layer is factorized."""
@@ -78,10 +111,9 @@ class Decomposition:
         )
 
     def spectrum(self, name: str) -> LayerSpectrum:
-        layer, tensors = self.layer(name), self._work.tensors(self._files[name])
+        layer, tensors = self.layer(name), self._work.tensors(self._files[name], "singular")
         assert layer is not None
-        singular = tensors["singular"].numpy()
-        return LayerSpectrum(layer.m, layer.n, singular, layer.outside, layer.tokens, tensors["up"].shape[1])
+        return LayerSpectrum(layer.m, layer.n, tensors["singular"].numpy(), layer.outside, layer.tokens, layer.rank)
 
 
 def decompose(
@@ -89,26 +121,26 @@ def decompose(
     targets: Targets,
     data: Encoded,
     config: CompressionConfig,
-    work: WorkFolder,
-    key: str,
+    done: Decomposition,
     clock: StageClock,
     report: Report,
     processes: Processes,
-) -> tuple[Targets, Decomposition]:
-    """Calibrate on `data` and factorize every layer; layers that never fire are left alone from here on."""
+) -> Targets:
+    """Calibrate on `data` and factorize every layer into `done`; returns the layers but those that never fired."""
+    clock.enter("calibrating")
     device = next(model.parameters()).device
-    done = Decomposition(work, key, list(targets.layers))
     batches = data.batch_rows(config.batch_size, config.seed)
     mine = processes.share(batches)
-    clock.enter("calibrating")
     groups = find_readers(model, targets.layers, to_device(data.batch(batches[0]), device))
-    silent: set[str] = set(work.recall("silent", key) or ())
-    pending = [group for group in groups if not silent & {*group} and any(done.layer(name) is None for name in group)]
-    shapes = targets.shapes
-    sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
-    passes = plan_passes(pending, sizes, config.max_covariance_bytes or _room(device))
-    finished = len(targets.layers) - sum(len(group) for group in pending)
-    for number, these in enumerate(passes):
+    sizes = {group[0]: covariance_bytes([targets.shapes[name] for name in group]) for group in groups}
+    passes = plan_passes(groups, sizes, config.max_covariance_bytes or _room(device, processes))
+    silent = done.silent()
+    pending = [[group for group in these if not done.has({*group} - silent)] for these in passes]
+    finished = len(targets.layers) - sum(len(group) for these in pending for group in these)
+    processes.wait()  # all have looked before any writes
+    for number, these in enumerate(pending):
+        if not these:
+            continue
         clock.enter("calibrating")
 
         def moving() -> Iterator[dict[str, Any]]:
@@ -117,29 +149,28 @@ def decompose(
                 share = (number + (index + 1) / len(mine)) / len(passes)  # noqa: B023 - consumed within the loop
                 report("calibrating", share, f"covariances of {len(targets.layers)} layers")
 
-        statistics = _recall_statistics(work, key, these)
+        statistics = done.recall_statistics(these)
+        processes.wait()
         if statistics is None:
             transformers.set_seed(config.seed)  # sampled labels are the same in every pass
             sampled = config.fisher == "sampled"
             statistics = calibrate(model, targets.layers, these, moving(), sampled, processes)
             if processes.is_first:
-                _keep_statistics(work, key, these, statistics)
+                done.keep_statistics(these, statistics)
         clock.enter("decomposing")
         silent |= {name for group in these if statistics[group[0]].inputs.tokens == 0 for name in group}
         for group in processes.share([group for group in these if not silent & {*group}]):
-            seen = {name: statistics[name] for name in group}
-            for name, layer, factors in factorized(targets, seen, config):
+            for name, layer, factors in factorized(targets, {name: statistics[name] for name in group}, config):
                 done.keep(name, layer, factors)
             finished += len(group) * processes.count
             report("decomposing", min(finished / len(targets.layers), 1.0), group[-1])
         processes.wait()
         if processes.is_first:
-            work.keep("silent", key, dict.fromkeys(sorted(silent), 0))
-            work.drop(STATISTICS)
+            done.close_pass(silent)
         processes.wait()
     report("calibrating", 1.0, f"covariances of {len(targets.layers)} layers")
     report("decomposing", 1.0, f"{len(targets.layers) - len(silent)} layers")
-    return targets.without(silent, "never fired on the calibration rows"), done
+    return targets.without(silent, "never fired on the calibration rows")
 
 
 def factorized(
@@ -165,6 +196,7 @@ def factorized(
             factors.outside,
             factors.out_dimensions,
             factors.in_dimensions,
+            factors.rank,
             seen.gradients.tokens,
             (input_intensity, gradient_intensity),
             (inputs.floor, outputs.floor),
@@ -178,29 +210,6 @@ def _metric(covariance: Tensor, weighted: bool, config: CompressionConfig) -> Me
     return Metric.identity(len(covariance), covariance.device)
 
 
-def _keep_statistics(
-    work: WorkFolder, key: str, groups: list[list[str]], statistics: Mapping[str, LayerStatistics]
-) -> None:
-    moments = _by_slot(groups, statistics)
-    counts = {slot: [m.tokens, m.rows, m.probed, m.spread] for slot, m in moments.items()}
-    totals = {slot: m.total for slot, m in moments.items()}
-    work.keep(STATISTICS, key, {"groups": groups, "counts": counts}, totals)
-
-
-def _recall_statistics(work: WorkFolder, key: str, groups: list[list[str]]) -> dict[str, LayerStatistics] | None:
-    """What was kept for the very same groups."""
-    facts = work.recall(STATISTICS, key)
-    if facts is None or facts["groups"] != groups:
-        return None
-    tensors = work.tensors(STATISTICS)
-    moments = {slot: Moments(tensors[slot], *counts) for slot, counts in facts["counts"].items()}
-    return {
-        name: LayerStatistics(moments[f"inputs.{group[0]}"], moments[f"gradients.{name}"])
-        for group in groups
-        for name in group
-    }
-
-
 def _by_slot(groups: list[list[str]], statistics: Mapping[str, LayerStatistics]) -> dict[str, Moments]:
     slots = {}
     for group in groups:
@@ -209,6 +218,8 @@ def _by_slot(groups: list[list[str]], statistics: Mapping[str, LayerStatistics])
     return slots
 
 
-def _room(device: torch.device) -> int | None:
-    """Half of what a GPU has free; no bound on the CPU."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+def _room(device: torch.device, processes: Processes) -> int | None:
+    """Half of what the fullest GPU has free; no bound on the CPU."""
+    if device.type != "cuda":
+        return None
+    return processes.least(torch.cuda.mem_get_info(device)[0] // 2, device)

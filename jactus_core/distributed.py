@@ -44,6 +44,13 @@ class Processes:
             distributed.all_reduce(tensor)
         return tensor
 
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest value that any process has."""
+        found = torch.tensor(value, device=device)
+        if self.count > 1:
+            distributed.all_reduce(found, distributed.ReduceOp.MIN)
+        return int(found)
+
     def wait(self) -> None:
         """Until all processes have come this far."""
         if self.count > 1:

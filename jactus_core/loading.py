@@ -36,7 +36,14 @@ class Loaded:
         """The longest sequence that both the tokenizer and the position embeddings allow."""
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         longest: int = self.processor.model_max_length
-        return min(longest, positions or longest)
+        return min(longest, positions - _reserved_positions(self.model) if positions else longest)
+
+
+def _reserved_positions(model: nn.Module) -> int:
+    """Positions that count from behind the padding index, as RoBERTa's do, lose those before it."""
+    embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    indices = [module.padding_idx for module in embeddings if isinstance(module, nn.Embedding)]
+    return max((index + 1 for index in indices if index is not None), default=0)
 
 
 def load_model(reference: ModelReference, label_names: list[str], config: CompressionConfig) -> Loaded:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from jactus_core.errors import ModelNotFound, UnsupportedModel
+from jactus_core.errors import ModelNotFound, RemoteCode, UnsafeWeights, UnsupportedModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_TIMEOUT = 10.0  # seconds
@@ -84,7 +84,7 @@ def _require_safetensors(name: str, files: list[str]) -> None:
     if "config.json" not in files:
         raise UnsupportedModel(f"'{name}' has no config.json; it is not a transformers model.", "model")
     if not any(file.endswith(".safetensors") for file in files):
-        raise UnsupportedModel(f"'{name}' has no safetensors weights; convert it first.", "model")
+        raise UnsafeWeights(f"'{name}' has no safetensors weights; convert it first.", "model")
 
 
 def _model_type(name: str, config: Path) -> str:
@@ -96,5 +96,5 @@ def _model_type(name: str, config: Path) -> str:
     if not isinstance(model_type, str):
         raise UnsupportedModel(f"The config.json of '{name}' names no model_type.", "model")
     if "auto_map" in described:
-        raise UnsupportedModel(f"'{name}' needs its own Python code, which is never run here.", "model")
+        raise RemoteCode(f"'{name}' needs its own Python code, which is never run here.", "model")
     return model_type

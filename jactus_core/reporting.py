@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jactus_core.files import sha256_of, write_json
 from jactus_core.tasks import TASKS
 
 REPORT_FILE = "report.json"
@@ -20,15 +20,11 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write the model card, then the report with size and SHA-256 of every file beside it."""
     (folder / CARD_FILE).write_text(model_card(report), encoding="utf-8")
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != REPORT_FILE
     }
     write_json(folder / REPORT_FILE, {**report, "files": files})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(report: Mapping[str, Any]) -> str:
@@ -93,8 +89,3 @@ def _base_model(report: Mapping[str, Any]) -> str:
 def _revision(report: Mapping[str, Any]) -> str:
     revision = report["model"]["revision"]
     return f" (revision `{revision}`)" if revision else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

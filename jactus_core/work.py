@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -35,8 +36,10 @@ class WorkFolder:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return kept["facts"] if kept["key"] == key else None
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"{name}.safetensors")
+    def tensors(self, name: str, *parts: str) -> dict[str, Tensor]:
+        """The tensors that were kept, or only the named ones, without reading the rest."""
+        with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
+            return {part: file.get_tensor(part) for part in parts or file.keys()}
 
     def keep(self, name: str, key: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Write so that a reader sees all of it or nothing, even if this process dies."""

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 
 from jactus_core.errors import InvalidDataset
 from jactus_core.examples import read_examples
+from jactus_core.files import sha256_of
 from jactus_core.sources import FORMATS, format_of, open_file
 from jobs.clock import new_id, now
 from jobs.errors import NotFound
-from jobs.storage import sha256_of
 from jobs.tables import Dataset
 
 SUFFIXES = tuple(suffix for suffix, format in FORMATS.items() if format in ("csv", "jsonl"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,12 +15,6 @@ from obstore.store import LocalStore, from_url
 from jobs.settings import Settings
 
 CHUNK_BYTES = 8 * 2**20
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in parts."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class Storage:

@@ -13,10 +13,10 @@ from typing import Any
 
 from jactus_core.config import CompressionConfig
 from jactus_core.errors import JactusError
+from jactus_core.files import sha256_of
 from jactus_core.progress import StageClock
 from jobs import store
 from jobs.services import Services
-from jobs.storage import sha256_of
 from jobs.tables import Artifact, Dataset, Job
 from worker.child import Child
 from worker.lease import Heartbeat

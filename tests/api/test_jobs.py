@@ -105,7 +105,7 @@ def test_a_model_without_safetensors_is_refused(client: TestClient, dataset: str
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "pytest_model.bin").write_bytes(b"")
-    assert_refused(create_job(client, dataset, model="pickled"), 422, "unsupported_model", "model", "safetensors")
+    assert_refused(create_job(client, dataset, model="pickled"), 422, "unsafe_weights", "model", "safetensors")
 
 
 def test_an_unknown_dataset_is_refused(client: TestClient) -> None:

@@ -236,27 +236,37 @@ def test_a_killed_process_is_continued_not_repeated(tiny_bert: Path, tmp_path: P
     assert not any(0 < done < 1 for stage, done, _ in told if stage in ("calibrating", "decomposing"))
 
 
-def test_a_changed_setting_voids_only_what_depends_on_it(tiny_bert: Path, tmp_path: Path) -> None:
-    def stop(stage: str, done: float, note: str) -> None:
-        if stage == "finetuning":
-            raise Killed
+def stop_at_finetuning(stage: str, done: float, note: str) -> None:
+    if stage == "finetuning":
+        raise Killed
+
+
+def stages_until_finetuning(model: Path, output: Path, **changes: Any) -> set[str]:
+    """The stages that had work to do in a call that is stopped before it trains."""
+    told: list[tuple[str, float, str]] = []
+
+    def note(*event: Any) -> None:
+        told.append(event)
+        stop_at_finetuning(*event)
 
     with pytest.raises(Killed):
-        compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=stop)
+        compress(str(model), reviews(), output, SHORT, report=note, **changes)
+    return {stage for stage, done, _ in told if 0 < done < 1}
 
-    def stages(**changes: Any) -> set[str]:
-        told: list[tuple[str, float]] = []
 
-        def note(stage: str, done: float, _: str) -> None:
-            told.append((stage, done))
-            stop(stage, done, _)
+def test_a_changed_setting_voids_only_what_depends_on_it(tiny_bert: Path, tmp_path: Path) -> None:
+    assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path)
+    assert "decomposing" not in stages_until_finetuning(tiny_bert, tmp_path, budgets=(0.7,), learning_rate=1e-4)
+    assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path, shrinkage=0.5)
 
-        with pytest.raises(Killed):
-            compress(str(tiny_bert), reviews(), tmp_path, SHORT, report=note, **changes)
-        return {stage for stage, done in told if 0 < done < 1}
 
-    assert "decomposing" not in stages(budgets=(0.7,), learning_rate=1e-4)
-    assert "decomposing" in stages(shrinkage=0.5)
+def test_other_weights_in_the_same_folder_void_everything(tiny_bert: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_bert, tmp_path / "model")
+    stages_until_finetuning(model, tmp_path / "out")
+    stored = load_file(model / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in stored.items()}, model / "model.safetensors", metadata={"format": "pt"})
+
+    assert "decomposing" in stages_until_finetuning(model, tmp_path / "out")
 
 
 def test_a_head_made_for_the_same_labels_is_kept_and_one_for_others_is_not(tiny_bert: Path, tmp_path: Path) -> None:

@@ -35,24 +35,29 @@ def test_a_link_that_leaves_the_root_is_not_followed(tmp_path: Path, tiny_bert: 
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "no safetensors weights"),
-        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "names no model_type"),
-        (lambda folder: _with_remote_code(folder / "config.json"), "needs its own Python code"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "unsafe_weights",
+            "no safetensors weights",
+        ),
+        (lambda folder: (folder / "config.json").unlink(), "unsupported_model", "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "unsupported_model", "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "unsupported_model", "names no model_type"),
+        (lambda folder: _with_remote_code(folder / "config.json"), "remote_code", "needs its own Python code"),
     ],
 )
 def test_a_folder_that_cannot_be_loaded_safely_is_refused(
-    tmp_path: Path, tiny_bert: Path, change: object, message: str
+    tmp_path: Path, tiny_bert: Path, change: object, code: str, message: str
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_bert, folder)
     assert callable(change)
     change(folder)
-    with pytest.raises(UnsupportedModel, match=message):
+    with pytest.raises(UnsupportedModel, match=message) as caught:
         find_model(str(folder))
+    assert caught.value.code == code
 
 
 def _with_remote_code(config: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_run_that_fails_tells_why(services: Services, dataset: Dataset, settin
     run_job(elsewhere, job)
 
     error = error_of(services, job)
-    assert (error["code"], error["param"]) == ("unsupported_model", "model")
+    assert (error["code"], error["param"]) == ("unsafe_weights", "model")
     assert "safetensors" in error["message"]
     assert get_events(services.database, job)[-1][2] == {"status": "failed", "error": error}
     assert_nothing_is_left(settings)
