@@ -41,6 +41,7 @@ def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
 
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write `results/NAME.json` with where and with what it was measured."""
+    RESULTS.mkdir(exist_ok=True)
     facts = {**content, "machine": machine(), "versions": versions(), "commit": commit(), "date": today()}
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
