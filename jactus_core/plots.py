@@ -26,6 +26,7 @@ def plot_frontier(result: CompressionResult, file: Path) -> None:
     axes.plot(kept, values, marker="o", color=ACCENT, label="compressed and tuned")
     for x, y, point in zip(kept, values, result.budgets, strict=True):
         axes.annotate(f"{point.budget:g}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center")
+    axes.margins(0.08, 0.12)
     axes.set_xlabel("parameters kept of the whole model")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel(result.metric.replace("_", " "))
