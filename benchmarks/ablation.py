@@ -110,7 +110,7 @@ def main() -> None:
                 found.setdefault(name, {}).setdefault(variant, {})[str(seed)] = accuracy
                 print(f"{name:<8} seed {seed}  {accuracy:6.1%}  {variant}", flush=True)
             keep("ablation", {"budget": options.budget, "accuracy": found, "sets": {n: vars(SETS[n]) for n in found}})
-    fill("ablation", table(found))
+    fill("ablation", f"{caption(found, options.budget)}\n\n{table(found)}")
 
 
 def _kept() -> dict[str, dict[str, dict[str, float]]]:
@@ -180,6 +180,14 @@ def _tuned(
     install_cores(model, factors.__getitem__, ranks, config.core_basis)
     finetune_cores(model, loaded.head, train, config, lambda done: None)
     return evaluate(deploy(model, loaded, ranks), held_out, config.task, 32)["accuracy"]
+
+
+def caption(found: Mapping[str, Mapping[str, Mapping[str, float]]], budget: float) -> str:
+    seeds = ", ".join(f"{name} {len(variants['defaults'])}" for name, variants in found.items())
+    return (
+        f"Accuracy in percent on held-out rows at a budget of {budget:g} after one short epoch, mean and standard\n"
+        f"deviation over seeds (seeds: {seeds}). `benchmarks/results/ablation.json` has every run."
+    )
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -100,6 +100,8 @@ def configured(reference: ModelReference, label_names: list[str], task: Task) ->
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         config.problem_type = "single_label_classification"
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # a classifier never generates, and the cache of a batch is large
     return config
 
 

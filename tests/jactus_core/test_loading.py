@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from jactus_core.loading import Loaded, body_name
+from jactus_core.loading import Loaded, body_name, configured
+from jactus_core.models import find_model
+from jactus_core.tasks import TASKS
 from tests.jactus_core.architectures import architectures
 
 SMALL: dict[str, Any] = {
@@ -68,3 +71,10 @@ def test_every_architecture_of_the_tests_is_a_task_of_its_own() -> None:
         "text-generation",
         "multiple-choice",
     }
+
+
+def test_a_classifier_keeps_no_cache_and_a_generator_does(tmp_path: Path) -> None:
+    for name, cached in (("gpt2-classifier", False), ("gpt2", True)):
+        task = TASKS[architectures[name].task]
+        folder = architectures[name].write(tmp_path / name)
+        assert configured(find_model(str(folder)), ["a", "b"], task).use_cache is cached
