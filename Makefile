@@ -23,7 +23,7 @@ test: setup ## Set up, then run the tests
 
 test-previous: setup ## Run the method's tests on the previous minor series of transformers
 	@$(BIN)/uv pip install --quiet --no-deps --target .jactus/transformers-previous 'transformers>=5.22,<5.23'
-	@HF_HUB_OFFLINE=1 PYTHONPATH=.jactus/transformers-previous $(BIN)/pytest tests/jactus_core $(ARGS)
+	@HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/.jactus/transformers-previous $(BIN)/pytest tests/jactus_core $(ARGS)
 
 lint: setup ## Format check, lint and types
 	@$(BIN)/ruff format --check .
