@@ -210,14 +210,7 @@ def inference(
         install_cores(models[str(budget)], lambda layer: factors[layer][1], ranks_for(budget, targets, factors))
         fold_cores(models[str(budget)])
 
-    def forward(model: nn.Module) -> Callable[[], object]:
-        @torch.inference_mode()
-        def run() -> object:
-            return model.eval()(**batch)
-
-        return run
-
-    return interleaved({name: forward(model) for name, model in models.items()}, repeats)
+    return forward_passes(models, batch, repeats)
 
 
 def inference_of_base_size(repeats: int) -> dict[str, list[float]]:
@@ -233,10 +226,14 @@ def inference_of_base_size(repeats: int) -> dict[str, list[float]]:
             layer = LowRankLinear(n, m, int(budget * m * n / (m + n)), bias=True)
             models[str(budget)].set_submodule(name, layer)
 
+    return forward_passes(models, {"input_ids": ids}, repeats)
+
+
+def forward_passes(models: dict[str, nn.Module], batch: dict[str, Any], repeats: int) -> dict[str, list[float]]:
     def forward(model: nn.Module) -> Callable[[], object]:
         @torch.inference_mode()
         def run() -> object:
-            return model(input_ids=ids)
+            return model.eval()(**batch)
 
         return run
 

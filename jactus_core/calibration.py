@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.losses import cross_entropy_sum
+from jactus_core.losses import cross_entropy_sum, without_labels
 from jactus_core.modeling_jactus import matrix_shape
 
 Shrinkage = Literal["ledoit-wolf", "oas"] | float
@@ -132,7 +132,7 @@ def find_readers(model: nn.Module, layers: Mapping[str, nn.Module], batch: Mappi
     ]
     try:
         with torch.no_grad():
-            model(**_inputs(batch))
+            model(**without_labels(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -188,7 +188,7 @@ def calibrate(
             recorder.mask = None if mask is None else mask.bool()
             before = processes.rank + (number - 1) * processes.count  # batches, over all processes
             recorder.probe = before * len(batch["labels"]) < PROBED_ROWS
-            loss = cross_entropy_sum(model(**_inputs(batch)).logits, batch["labels"], sampled_labels)
+            loss = cross_entropy_sum(model(**without_labels(batch)).logits, batch["labels"], sampled_labels)
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(f"The loss of calibration batch {number} is {loss.item()}.")
             if loss.requires_grad:  # not when every layer of this pass stayed silent
@@ -248,7 +248,3 @@ class _Recorder:
 def _exact(device: torch.device) -> torch.device:
     """Where to compute in float64: the CPU instead of Apple's GPUs, which have none."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in batch.items() if key != "labels"}

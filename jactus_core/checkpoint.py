@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from jactus_core.errors import UnfaithfulCheckpoint
 from jactus_core.layers import fold_cores
 from jactus_core.loading import Loaded
+from jactus_core.losses import without_labels
 from jactus_core.modeling_jactus import model_class_for, names_on_disk
 
 
@@ -56,7 +57,7 @@ def save_probe(model: PreTrainedModel, batch: Mapping[str, Any], file: Path) -> 
     """Keep a batch and the logits it gives, for `verify_checkpoints` to compare with; leaves `model` on the CPU,
     where the comparison is made."""
     model.to("cpu")  # type: ignore[arg-type]  # the wrapped method's types lose `self`
-    inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
+    inputs = {key: value for key, value in without_labels(batch).items() if isinstance(value, Tensor)}
     kept = {f"input.{key}": value for key, value in inputs.items()} | {"logits": model(**inputs).logits}
     save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, file)
 

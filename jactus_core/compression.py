@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from jactus_core import __version__
-from jactus_core.allocation import Allocation, allocate, check_budget
+from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget
 from jactus_core.checkpoint import deploy, save_checkpoint, save_probe, verify_checkpoints
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import Decomposition, decompose
@@ -181,7 +181,8 @@ class _Run:
         targets = decompose(
             self.loaded.model, targets, sample, self.config, factors, self.clock, self.report, self.processes
         )
-        allocations = self._allocate(targets, factors)
+        spectra = {name: factors.spectrum(name) for name in targets.layers}
+        allocations = self._allocate(targets, spectra)
         origin = {
             "config": self.config.model_dump(mode="json"),
             "model": self.origin,
@@ -192,8 +193,8 @@ class _Run:
             "dense": {"metrics": dense, "size": asdict(dense_size)},
         }
         points = [
-            self._finish(number, budget, allocation, factors, rows, origin)
-            for number, (budget, allocation) in enumerate(allocations.items())
+            self._finish(budget, allocation, factors, spectra, rows, origin)
+            for budget, allocation in allocations.items()
         ]
         self.clock.enter("evaluating")
         if self.processes.is_first:
@@ -264,9 +265,8 @@ class _Run:
         self._keep("dense", self.key, metrics)
         return metrics
 
-    def _allocate(self, targets: Targets, factors: Decomposition) -> dict[float, Allocation]:
+    def _allocate(self, targets: Targets, spectra: Mapping[str, LayerSpectrum]) -> dict[float, Allocation]:
         self.clock.enter("allocating")
-        spectra = {name: factors.spectrum(name) for name in targets.layers}
         allocations = {
             budget: allocate(
                 spectra,
@@ -282,10 +282,10 @@ class _Run:
 
     def _finish(
         self,
-        number: int,
         budget: float,
         allocation: Allocation,
         factors: Decomposition,
+        spectra: Mapping[str, LayerSpectrum],
         data: _Data,
         origin: dict[str, Any],
     ) -> BudgetResult:
@@ -295,10 +295,10 @@ class _Run:
         key, seal = fingerprint(self.key, settings, allocation.ranks), f"finished-{budget:g}"
         kept = self.work.recall(seal, key)
         if kept is None or not folder.is_dir():
-            size, metrics = self._tune(number, budget, allocation, factors, data, draft)
+            size, metrics = self._tune(budget, allocation.ranks, factors, data, draft)
             kept = {"size": asdict(size), "metrics": metrics}
             if self.processes.is_first:
-                layers, seconds = _layer_report(factors, allocation), dict(self.clock.seconds)
+                layers, seconds = _layer_report(factors, spectra, allocation), dict(self.clock.seconds)
                 write_report(draft, {**origin, "compressed": kept, "layers": layers, "seconds": seconds})
                 shutil.rmtree(folder, ignore_errors=True)
                 draft.replace(folder)
@@ -308,21 +308,15 @@ class _Run:
         )
 
     def _tune(
-        self,
-        number: int,
-        budget: float,
-        allocation: Allocation,
-        factors: Decomposition,
-        data: _Data,
-        folder: Path,
+        self, budget: float, ranks: dict[str, int | None], factors: Decomposition, data: _Data, folder: Path
     ) -> tuple[Size, Metrics]:
         self.clock.enter("finetuning")
-        note, parts = f"budget {budget:g}", len(self.config.budgets)
+        note, number, parts = f"budget {budget:g}", self.config.budgets.index(budget), len(self.config.budgets)
         candidate = copy.deepcopy(self.loaded.model)
-        install_cores(candidate, factors.factors, allocation.ranks, self.config.core_basis)
+        install_cores(candidate, factors.factors, ranks, self.config.core_basis)
         show = self._part("finetuning", number, parts, note)
         finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes)
-        deploy(candidate, self.loaded, allocation.ranks)
+        deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")
         show = self._part("evaluating", number + 1, 1 + parts, note)
         metrics = self._evaluate(candidate, data, show)
@@ -331,7 +325,7 @@ class _Run:
             save_checkpoint(candidate, self.loaded.processor, folder, self.config.max_shard_size)
             probe = data.held_out.batch(range(min(PROBE_ROWS, len(data.held_out))))
             save_probe(candidate, probe, self.work.folder / f"probe-{budget:g}.safetensors")
-        return size_of(candidate, list(allocation.ranks)), metrics
+        return size_of(candidate, list(ranks)), metrics
 
     def _evaluate(self, model: PreTrainedModel, data: _Data, show: Callable[[float], None]) -> Metrics:
         config = self.config
@@ -367,10 +361,12 @@ class _Run:
         return lambda done: self.report(stage, (index + done) / parts, note)
 
 
-def _layer_report(factors: Decomposition, allocation: Allocation) -> dict[str, dict[str, Any]]:
+def _layer_report(
+    factors: Decomposition, spectra: Mapping[str, LayerSpectrum], allocation: Allocation
+) -> dict[str, dict[str, Any]]:
     found = {}
     for name, rank in allocation.ranks.items():
-        layer, spectrum = factors.layer(name), factors.spectrum(name)
+        layer, spectrum = factors.layer(name), spectra[name]
         assert layer is not None
         found[name] = {
             "rank": rank,

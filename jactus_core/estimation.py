@@ -18,7 +18,7 @@ from jactus_core.allocation import break_even_rank, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
 from jactus_core.layers import Targets, find_targets
-from jactus_core.loading import body_name, configured
+from jactus_core.loading import body_name, read_config, set_labels
 from jactus_core.models import ModelReference, find_model
 from jactus_core.tasks import TASKS
 
@@ -70,7 +70,8 @@ def estimate(
     config = CompressionConfig.model_validate((config or CompressionConfig()).model_dump() | changes)
     task = TASKS[config.task]
     reference = model if isinstance(model, ModelReference) else find_model(model)
-    described = configured(reference, [str(number) for number in range(classes)], task)
+    described = read_config(reference, task)
+    set_labels(described, [str(number) for number in range(classes)], task)
     described.architectures = described.architectures or []  # transformers fails on None for some types
     with torch.device("meta"):
         built = getattr(transformers, task.auto_class).from_config(described, dtype=getattr(torch, config.dtype))

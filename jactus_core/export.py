@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 import jactus_core  # noqa: F401 - teaches transformers the checkpoint's model type
 from jactus_core.errors import ModelNotFound, UnsupportedModel
+from jactus_core.layers import dense_layer
 from jactus_core.modeling_jactus import LowRankLinear
 
 ONNX_FILE = "model.onnx"
@@ -73,7 +74,9 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
         original = base._from_config(config)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LowRankLinear):
-            model.set_submodule(name, _product(layer, isinstance(original.get_submodule(name), Conv1D)))
+            weight = (layer.up.weight.float() @ layer.down.weight.float()).to(layer.up.weight.dtype)
+            transposed = isinstance(original.get_submodule(name), Conv1D)
+            model.set_submodule(name, dense_layer(weight, layer.bias, transposed))
     model.__class__ = base
     model.__dict__.pop("_weight_conversions", None)
     model.config = config
@@ -85,16 +88,6 @@ def _base_config(model: PreTrainedModel) -> PreTrainedConfig:
     described["architectures"] = [model.config.base_architecture]
     config: PreTrainedConfig = CONFIG_MAPPING[model.config.base_model_type](**described)
     return config
-
-
-def _product(layer: LowRankLinear, transposed: bool) -> nn.Module:
-    m, n = layer.out_features, layer.in_features
-    weight = (layer.up.weight.float() @ layer.down.weight.float()).to(layer.up.weight.dtype)
-    dense: Any = Conv1D(m, n) if transposed else nn.Linear(n, m, layer.bias is not None)
-    dense.weight = nn.Parameter(weight.T.contiguous() if transposed else weight, requires_grad=False)
-    if layer.bias is not None:
-        dense.bias = nn.Parameter(layer.bias, requires_grad=False)
-    return dense
 
 
 class _Logits(nn.Module):

@@ -28,6 +28,7 @@ from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import CoreLinear, train_only
 from jactus_core.loading import Loaded
+from jactus_core.losses import without_labels
 
 HEAD_RATE = 1e-2
 HEAD_BATCH = 64
@@ -90,7 +91,7 @@ def _batches_with_body_outputs(
         for batch in islice(data.batches(HEAD_BATCH, data.order(seed=config.seed)), total):
             batch = to_device(batch, model.device)
             with torch.no_grad():
-                model(**{key: value for key, value in batch.items() if key != "labels"})
+                model(**without_labels(batch))
             found.append((batch, outputs.pop()))
             room -= sum(value.nbytes for value in found[-1][1].values() if isinstance(value, Tensor))
             report(len(found) / total)

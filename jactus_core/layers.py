@@ -72,6 +72,16 @@ def matrix_of(layer: Any) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
+def dense_layer(weight: Tensor, bias: Tensor | None, transposed: bool) -> nn.Module:
+    """A linear layer of this weight (m, n), as GPT-2's `Conv1D` if `transposed`."""
+    m, n = weight.shape
+    layer: Any = Conv1D(m, n) if transposed else nn.Linear(n, m, bias is not None)
+    layer.weight = nn.Parameter(weight.T.contiguous() if transposed else weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
+    return layer
+
+
 def train_only(model: nn.Module, names: frozenset[str]) -> None:
     """Freeze every parameter but the named ones, which are kept in float32 while they are trained."""
     for name, parameter in model.named_parameters():
@@ -120,21 +130,14 @@ class CoreLinear(nn.Module):
         (m, rank), n = self.up.shape, self.down.shape[1]
         up, core, down = self.up.float(), self.core.float(), self.down.float()
         if self.base is not None:
-            weight = self.base.float() + up @ core @ down
-            return self._filled(Conv1D(m, n) if self._transposed else nn.Linear(n, m, self.bias is not None), weight)
+            weight = (self.base.float() + up @ core @ down).to(self.down.dtype)
+            return dense_layer(weight, self.bias, self._transposed)
         layer = LowRankLinear(n, m, rank, self.bias is not None).to(device=up.device, dtype=self.down.dtype)
         layer.up.weight.copy_(up @ core if m <= n else up)
         layer.down.weight.copy_(down if m <= n else core @ down)
         if self.bias is not None:
             layer.up.bias.copy_(self.bias)
         return layer
-
-    def _filled(self, dense: Any, weight: Tensor) -> nn.Module:
-        dense.to(device=weight.device, dtype=self.down.dtype)
-        dense.weight.copy_(weight.T if self._transposed else weight)
-        if self.bias is not None:
-            dense.bias.copy_(self.bias)
-        return dense
 
 
 def _parts(factors: Factorization, rank: int, basis: Basis) -> tuple[Tensor, Tensor, Tensor]:

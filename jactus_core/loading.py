@@ -52,8 +52,9 @@ def load_model(reference: ModelReference, label_names: list[str], config: Compre
     Raises UnsupportedModel for an architecture that cannot do the task or a checkpoint that lacks the body.
     """
     task = TASKS[config.task]
-    model_config = configured(reference, label_names, task)
-    same_labels = model_config.id2label == _labels(reference)
+    model_config = read_config(reference, task)
+    same_labels = model_config.id2label == dict(enumerate(label_names))
+    set_labels(model_config, label_names, task)
     try:
         processor = _processor(reference, task, config.image_size)
         model, info = getattr(transformers, task.auto_class).from_pretrained(
@@ -84,8 +85,8 @@ def load_model(reference: ModelReference, label_names: list[str], config: Compre
     return Loaded(model, processor, body, head, bool(new) or not same_labels, defaults)
 
 
-def configured(reference: ModelReference, label_names: list[str], task: Task) -> PreTrainedConfig:
-    """The model's configuration, with the task's labels; raises UnsupportedModel when it cannot do the task."""
+def read_config(reference: ModelReference, task: Task) -> PreTrainedConfig:
+    """The model's configuration; raises UnsupportedModel when the model cannot do the task."""
     if reference.model_type not in ARCHITECTURES[task.auto_class]:
         raise UnsupportedModel(
             f"transformers has no {task.name} model of the type '{reference.model_type}'; choose another model or "
@@ -93,20 +94,19 @@ def configured(reference: ModelReference, label_names: list[str], task: Task) ->
             "model",
         )
     try:
-        config = AutoConfig.from_pretrained(reference.location, revision=reference.revision)
+        return AutoConfig.from_pretrained(reference.location, revision=reference.revision)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"The config.json of '{reference.name}' cannot be used: {error}", "model") from error
+
+
+def set_labels(config: PreTrainedConfig, label_names: list[str], task: Task) -> None:
+    """Make it the configuration of a classifier of these labels, where the task is one."""
     if task.is_classification:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         config.problem_type = "single_label_classification"
         if getattr(config, "use_cache", False):
             config.use_cache = False  # a classifier never generates, and the cache of a batch is large
-    return config
-
-
-def _labels(reference: ModelReference) -> Any:
-    return AutoConfig.from_pretrained(reference.location, revision=reference.revision).id2label
 
 
 def body_name(model: nn.Module) -> str:

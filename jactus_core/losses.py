@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
 """Label of a position that does not count."""
+
+
+def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model needs for its logits alone."""
+    return {key: value for key, value in batch.items() if key != "labels"}
 
 
 def aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from jactus_core.loading import Loaded, body_name, configured
+from jactus_core.loading import Loaded, body_name, read_config, set_labels
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
 from tests.jactus_core.architectures import architectures
@@ -77,4 +77,6 @@ def test_a_classifier_keeps_no_cache_and_a_generator_does(tmp_path: Path) -> Non
     for name, cached in (("gpt2-classifier", False), ("gpt2", True)):
         task = TASKS[architectures[name].task]
         folder = architectures[name].write(tmp_path / name)
-        assert configured(find_model(str(folder)), ["a", "b"], task).use_cache is cached
+        config = read_config(find_model(str(folder)), task)
+        set_labels(config, ["a", "b"], task)
+        assert config.use_cache is cached
