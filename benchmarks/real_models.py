@@ -1,0 +1,118 @@
+"""Every task on real weights and real data, end to end through `compress`: quality and size before and after.
+
+    python -m benchmarks.real_models --models FOLDER --data FOLDER [--only minilm …]
+
+A proof that the pretrained models work, with few rows and few steps so that a laptop has it done in half an hour; it
+says little about the quality that a full run reaches. `compress` loads each finished folder in a new process and
+compares its logits. Fills the table in docs/method.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recording import RESULTS, fill, keep
+from jactus_core import CompressionConfig, CompressionResult, compress
+from jactus_core.progress import Stage
+
+BUDGETS = (0.8, 0.6)
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    data: str
+    rows: tuple[int, int] | None  # to train and to evaluate on, of a pair of JSON-lines files; None: all of an archive
+    settings: Mapping[str, Any]
+
+
+CASES: Mapping[str, Case] = {
+    "minilm": Case("minilm", "text/sst2", (1280, 1821), {"task": "text-classification", "max_length": 64}),
+    "vit-s": Case("vit-s", "image/dtd_10classes.zip", None, {"task": "image-classification", "image_size": 98}),
+    "clip-b16": Case(
+        "clip-b16",
+        "image/dtd_10classes.zip",
+        None,
+        {"task": "image-classification", "image_size": 80, "epochs": 0.5, "calibration_samples": 256},
+    ),
+    "smollm2, choices": Case(
+        "smollm2",
+        "choice/arc_easy",
+        (320, 100),
+        {"task": "multiple-choice", "epochs": 0.5, "calibration_samples": 64, "max_length": 64},
+    ),
+    "smollm2, text": Case(
+        "smollm2",
+        "math/gsm8k",
+        (320, 60),
+        {"task": "text-generation", "epochs": 0.5, "calibration_samples": 64, "max_length": 96},
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    options = parser.parse_args()
+    file = RESULTS / "real_models.json"
+    found = dict(json.loads(file.read_text(encoding="utf-8"))["cases"]) if file.exists() else {}
+    for name in options.only:
+        result = run(CASES[name], options.models, options.data)
+        print(f"{name}\n{result}\n", flush=True)
+        found[name] = {"settings": dict(CASES[name].settings), **result.as_dict()}
+        keep("real_models", {"cases": {name: found[name] for name in CASES if name in found}})
+    fill("real-models", table(found))
+
+
+def run(case: Case, models: Path, data: Path) -> CompressionResult:
+    train, held_out = _rows(case, data)
+    with tempfile.TemporaryDirectory() as output:
+        return compress(
+            str(models / case.model), train, output, CompressionConfig(**case.settings), budgets=BUDGETS,
+            eval_data=held_out, report=_say,
+        )  # fmt: skip
+
+
+def _rows(case: Case, data: Path) -> tuple[Any, Any]:
+    """The archive, or the first rows of both files; a math problem is one text with its answer."""
+    if case.rows is None:
+        return data / case.data, None
+    parts = []
+    for part, count in zip(("train", "test"), case.rows, strict=True):
+        lines = (data / case.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        rows = [json.loads(line) for line in lines]
+        if case.settings["task"] == "text-generation":
+            rows = [{"text": f"{row['question']}\n{row['answer']}"} for row in rows]
+        parts.append(rows)
+    return parts[0], parts[1]
+
+
+def _say(stage: Stage, done: float, note: str) -> None:
+    print(f"\r{stage:<12} {done:4.0%} {note[:60]:<60}", end="" if done < 1 else "\n", flush=True)
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The task's own metric and the whole model's parameters, dense and at each budget."""
+    lines = [
+        f"| model | task | metric | dense | {' | '.join(f'budget {budget:g}' for budget in BUDGETS)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(BUDGETS)}",
+    ]
+    for name in (name for name in CASES if name in found):
+        case = found[name]
+        points = [(case["dense_metrics"], case["dense_size"])]
+        points += [(point["metrics"], point["size"]) for point in case["budgets"]]
+        cells = [f"{found[case['metric']]:.3f} at {size['parameters'] / 1e6:.1f} M" for found, size in points]
+        lines.append(f"| {name} | {case['task']} | {case['metric']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
