@@ -168,9 +168,21 @@ def _trained_names(model: PreTrainedModel, trained: str) -> frozenset[str]:
 
 
 def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`.
+
+    Adam moves every entry by about its rate. Cores are scaled for that; a whitened factor is not, its entries may all
+    be tiny, so its rate is relative to their root mean square.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: list[dict[str, Any]] = [
+        {"params": [trained.pop(name)], "lr": rate * float(module.get_parameter(part).square().mean().sqrt())}
+        for layer, module in model.named_modules()
+        if isinstance(module, CoreLinear)
+        for part in ("up", "down")
+        if (name := f"{layer}.{part}") in trained
+    ]
+    groups.append({"params": list(trained.values())})
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARMUP_SHARE), steps)
 
 
