@@ -75,6 +75,12 @@ class JactusConfig(PreTrainedConfig):
         model_class = model_class_for(config_dict["base_model_type"], config_dict["base_architecture"])
         return model_class.config_class.from_dict(config_dict, **kwargs)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write this file beside config.json, which names it."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(__file__, Path(save_directory) / "modeling_jactus.py")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
 
 @cache
 def config_class_for(base_model_type: str) -> Any:
@@ -110,7 +116,6 @@ def model_class_for(base_model_type: str, architecture: str) -> Any:
         self.config.auto_map = {"AutoConfig": "modeling_jactus.JactusConfig"}
         self.config.auto_map |= dict.fromkeys(autos, "modeling_jactus.JactusModel")
         base.save_pretrained(self, save_directory, *args, **kwargs)
-        shutil.copyfile(__file__, Path(save_directory) / "modeling_jactus.py")
 
     methods = {"__init__": initialize, "forward": forward, "save_pretrained": save_pretrained}
     members = {**methods, "config_class": config_class, "__module__": __name__}

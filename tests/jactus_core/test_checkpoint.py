@@ -7,11 +7,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, pipeline
 
@@ -113,6 +114,23 @@ def test_saving_a_loaded_model_writes_the_same_form_back(name: str, compressed: 
     for file in ("model.safetensors", "config.json", "modeling_jactus.py"):
         assert (tmp_path / file).read_bytes() == (found.folder / file).read_bytes()
     torch.testing.assert_close(found.logits_of(found.load(tmp_path)), found.logits)
+
+
+def test_a_loaded_model_that_is_pushed_to_the_hub_takes_the_file_with_it_that_loads_it(
+    compressed: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[str] = []
+
+    def commit(api: HfApi, *, operations: list[CommitOperationAdd], **options: Any) -> None:
+        pushed.extend(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, name, **options: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    model = compressed("bert").load()
+
+    model.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="someone/again")
+
+    assert {"config.json", "model.safetensors", "modeling_jactus.py"} <= {*pushed}
 
 
 def test_without_the_package_a_folder_loads_only_when_its_code_is_trusted_and_saves_as_itself(
