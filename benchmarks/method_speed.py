@@ -28,14 +28,14 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from benchmarks.recording import fill, interleaved, keep, ratio, read_summary, summarize
 from cli.docstrings import build_dataset
-from jactus_core.allocation import LayerSpectrum, allocate
+from jactus_core.allocation import allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
-from jactus_core.decomposition import factorized
+from jactus_core.decomposition import Decomposed, factorized
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
-from jactus_core.layers import Targets, find_targets, fold_cores, install_cores, matrix_of, train_only
+from jactus_core.layers import find_targets, fold_cores, install_cores, matrix_of, train_only
 from jactus_core.loading import Loaded, load_model
 from jactus_core.modeling_jactus import LowRankLinear
 from jactus_core.models import find_model
@@ -89,7 +89,7 @@ def measure(name: str, repeats: int) -> dict[str, dict[str, list[float]]]:
     statistics = calibrate(loaded.model, targets.layers, groups, batches)
     weights = [matrix_of(layer) for layer in targets.layers.values()]
 
-    def decompose() -> dict[str, tuple[Any, Factorization]]:
+    def decompose() -> dict[str, tuple[Decomposed, Factorization]]:
         return {
             layer: (facts, factors)
             for group in groups
@@ -100,15 +100,17 @@ def measure(name: str, repeats: int) -> dict[str, dict[str, list[float]]]:
         {"svd": lambda: [torch.linalg.svd(weight, full_matrices=False) for weight in weights], "ours": decompose},
         repeats,
     )
-    factors = decompose()
+    layers = decompose()
+    factors = {name: factors for name, (_, factors) in layers.items()}
+    ranks = {budget: ranks_for(budget, layers) for budget in (*BUDGETS, STEP_BUDGET)}
     found["step"] = interleaved(
         {
             "lora": lora_step(copy.deepcopy(loaded), data),
-            "ours": core_step(copy.deepcopy(loaded), data, ranks_for(STEP_BUDGET, targets, factors), factors),
+            "ours": core_step(copy.deepcopy(loaded), data, ranks[STEP_BUDGET], factors),
         },
         repeats * 3,
     )
-    found["inference"] = inference(loaded, data, targets, factors, repeats)
+    found["inference"] = inference(loaded, data, ranks, factors, repeats)
     found["inference, base size"] = inference_of_base_size(repeats)
     return found
 
@@ -182,32 +184,33 @@ def lora_step(loaded: Loaded, data: Encoded) -> Callable[[], object]:
 
 
 def core_step(
-    loaded: Loaded, data: Encoded, ranks: Mapping[str, int | None], factors: Mapping[str, tuple[Any, Factorization]]
+    loaded: Loaded, data: Encoded, ranks: Mapping[str, int | None], factors: Mapping[str, Factorization]
 ) -> Callable[[], object]:
     model = loaded.model
-    install_cores(model, lambda layer: factors[layer][1], ranks)
+    install_cores(model, factors.__getitem__, ranks)
     cores = frozenset(name for name, _ in model.named_parameters() if name.endswith(".core"))
     train_only(model, loaded.head | cores)
     return step_of(model, step_batches(data))
 
 
-def ranks_for(budget: float, targets: Targets, factors: dict[str, tuple[Any, Factorization]]) -> dict[str, int | None]:
-    spectra = {
-        name: LayerSpectrum(*targets.shapes[name], found.singular.numpy(), found.outside, facts.tokens, found.rank)
-        for name, (facts, found) in factors.items()
-    }
-    return allocate(spectra, budget).ranks
+def ranks_for(budget: float, layers: Mapping[str, tuple[Decomposed, Factorization]]) -> dict[str, int | None]:
+    spectra = {name: layer.spectrum(found.singular) for name, (layer, found) in layers.items()}
+    return allocate(spectra, budget, multiple=CONFIG.rank_multiple).ranks
 
 
 def inference(
-    loaded: Loaded, data: Encoded, targets: Targets, factors: dict[str, tuple[Any, Factorization]], repeats: int
+    loaded: Loaded,
+    data: Encoded,
+    ranks: Mapping[float, Mapping[str, int | None]],
+    factors: Mapping[str, Factorization],
+    repeats: int,
 ) -> dict[str, list[float]]:
     """Forward passes over one large batch of the longest rows."""
     batch = data.batch(data.order(by_length=True)[:INFERENCE_ROWS])
     models: dict[str, nn.Module] = {"dense": loaded.model}
     for budget in BUDGETS:
         models[str(budget)] = copy.deepcopy(loaded.model)
-        install_cores(models[str(budget)], lambda layer: factors[layer][1], ranks_for(budget, targets, factors))
+        install_cores(models[str(budget)], factors.__getitem__, ranks[budget])
         fold_cores(models[str(budget)])
 
     return forward_passes(models, batch, repeats)
@@ -275,7 +278,7 @@ def memory_of_core_steps(name: str) -> dict[str, int]:
     """With the factors of the plain SVD: the same shapes, without what calibration leaves behind."""
     loaded, data = load(name)
     targets = find_targets(loaded.model, loaded.body, loaded.head)
-    factors = {layer: (None, plain_factors(matrix_of(module))) for layer, module in targets.layers.items()}
+    factors = {layer: plain_factors(matrix_of(module)) for layer, module in targets.layers.items()}
     ranks = {layer: int(STEP_BUDGET * m * n / (m + n)) for layer, (m, n) in targets.shapes.items()}
     step = core_step(loaded, data, ranks, factors)
     del factors

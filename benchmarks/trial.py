@@ -121,8 +121,7 @@ class Trial:
         for group in find_readers(model, targets.layers, self.batches(config)[0]):
             for name, layer, found in factorized(targets, {name: statistics[name] for name in group}, config):
                 factors[name] = found
-                singular = found.singular.numpy()
-                spectra[name] = LayerSpectrum(layer.m, layer.n, singular, found.outside, layer.tokens, found.rank)
+                spectra[name] = layer.spectrum(found.singular)
         uniform = config.allocation == "uniform"
         ranks = allocate(spectra, config.budgets[0], multiple=config.rank_multiple, uniform=uniform).ranks
         install_cores(model, factors.__getitem__, ranks, config.core_basis)

@@ -48,6 +48,10 @@ class Decomposed:
     shrinkage: tuple[float, float]  # intensities of C_x and C_g
     floors: tuple[float, float]  # relative Tikhonov floors of C_x and C_g
 
+    def spectrum(self, singular: Tensor) -> LayerSpectrum:
+        """What allocation needs to know, with the layer's singular values."""
+        return LayerSpectrum(self.m, self.n, singular.numpy(), self.outside, self.tokens, self.rank)
+
 
 class Decomposition:
     """The factors of every layer, read from the work folder when they are asked for."""
@@ -113,7 +117,7 @@ class Decomposition:
     def spectrum(self, name: str) -> LayerSpectrum:
         layer, tensors = self.layer(name), self._work.tensors(self._files[name], "singular")
         assert layer is not None
-        return LayerSpectrum(layer.m, layer.n, tensors["singular"].numpy(), layer.outside, layer.tokens, layer.rank)
+        return layer.spectrum(tensors["singular"])
 
 
 def decompose(
