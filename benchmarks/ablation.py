@@ -25,10 +25,19 @@ from benchmarks.trial import SETS, Trial
 from jactus_core.config import CompressionConfig
 
 THRESHOLDS = {"union": "thresholds"}
+ORTHONORMAL = {"core_basis": "orthonormal"}
+FEW = {"calibration_samples": 8}
+FINEST = "rank multiple: 1"
+"""What all variants below it change: with ranks this fine no rounding hides a difference."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "defaults": {},
+    "defaults": {"rank_multiple": CompressionConfig().rank_multiple},
+    FINEST: {},
+    "rank multiple: 64": {"rank_multiple": 64},
     "weighting: input": {"weighting": "input"},
     "weighting: none": {"weighting": "none"},
+    "weighting: input, core basis: orthonormal": {"weighting": "input", **ORTHONORMAL},
+    "weighting: none, core basis: orthonormal": {"weighting": "none", **ORTHONORMAL},
+    "core basis: orthonormal": ORTHONORMAL,
     "union: thresholds 0.95 / 0.99 / 0.99": THRESHOLDS,
     "union: thresholds 0.9 / 0.95 / 0.95": {
         **THRESHOLDS,
@@ -39,17 +48,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "shrinkage: oas": {"shrinkage": "oas"},
     "shrinkage: 0": {"shrinkage": 0.0},
     "shrinkage: 0.5": {"shrinkage": 0.5},
+    "8 calibration rows": FEW,
+    "8 calibration rows, shrinkage: 0": {"shrinkage": 0.0, **FEW},
     "fisher: sampled": {"fisher": "sampled"},
     "allocation: uniform": {"allocation": "uniform"},
-    "core basis: orthonormal": {"core_basis": "orthonormal"},
     "trained: core+norms": {"trained": "core+norms"},
     "trained: factors": {"trained": "factors"},
-    "rank multiple: 8": {"rank_multiple": 8},
-    "rank multiple: 64": {"rank_multiple": 64},
-    "8 calibration rows": {"calibration_samples": 8},
 }
-
-
 DENSE = "dense, head tuned"
 MEASURED = (DENSE, *VARIANTS, *LEVERS)
 
@@ -96,7 +101,8 @@ def caption(found: Mapping[str, Mapping[str, Mapping[str, float]]], budget: floa
     seeds = ", ".join(f"{name} {len(variants['defaults'])}" for name, variants in found.items())
     return (
         f"Accuracy in percent on held-out rows at a budget of {budget:g} after one short epoch, mean and standard\n"
-        f"deviation over seeds (seeds: {seeds}). `benchmarks/results/ablation.json` has every run."
+        f"deviation over seeds (seeds: {seeds}). All rows below `{FINEST}` change one thing of that row.\n"
+        "`benchmarks/results/ablation.json` has every run."
     )
 
 

@@ -69,8 +69,8 @@ class Trial:
     """Compress one model in many ways; nothing that a variant does is seen by the next."""
 
     def __init__(self, set_: Set, models: Path, data: Path, seed: int, budget: float) -> None:
-        config = CompressionConfig(task=set_.task, seed=seed, epochs=1, budgets=(budget,), **set_.settings)
-        self.config = config
+        fixed = {"task": set_.task, "seed": seed, "epochs": 1, "budgets": (budget,), "rank_multiple": 1}
+        self.config = config = CompressionConfig.model_validate({**fixed, **set_.settings})
         source = open_source(data / set_.train)
         if set_.evaluation:
             source = Source(source.train, open_source(data / set_.evaluation).train)

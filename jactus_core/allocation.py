@@ -85,10 +85,10 @@ def check_budget(
     """Raise InfeasibleBudget, naming the smallest feasible budget, when the smallest ranks everywhere are too much."""
     smallest = smallest_budget(shapes, other_parameters, multiple)
     if budget < smallest:
-        rank = "rank one" if multiple == 1 else f"rank {multiple}"
+        rank, remedy = ("rank one", "") if multiple == 1 else (f"rank {multiple}", ", or for a lower rank_multiple")
         raise InfeasibleBudget(
             f"A budget of {budget:g} is too small for this model: {rank} in every layer keeps {smallest:.4f}; ask for "
-            f"{math.ceil(smallest * 1e4) / 1e4:g} or more.",
+            f"{math.ceil(smallest * 1e4) / 1e4:g} or more{remedy}.",
             "budgets",
         )
 

@@ -80,7 +80,7 @@ class Hyperparameters(BaseModel):
         default="global", description="global: ranks where they lower the loss most; uniform: one fraction everywhere."
     )
     rank_multiple: int = Field(
-        default=1, ge=1, le=256, description="Ranks are multiples of this; hardware likes 8, 64."
+        default=8, ge=1, le=256, description="Ranks are multiples of this; matrix units are fastest at 8 or 64."
     )
 
     core_basis: Literal["whitened", "orthonormal"] = Field(

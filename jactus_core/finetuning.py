@@ -175,7 +175,7 @@ def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.o
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [trained.pop(name)], "lr": rate * float(module.get_parameter(part).square().mean().sqrt())}
+        {"params": [trained.pop(name)], "lr": rate * float(module.get_parameter(part).detach().square().mean().sqrt())}
         for layer, module in model.named_modules()
         if isinstance(module, CoreLinear)
         for part in ("up", "down")

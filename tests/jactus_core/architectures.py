@@ -27,7 +27,7 @@ from jactus_core.compression import BudgetResult, CompressionResult
 from jactus_core.tasks import TASKS, TaskName
 from tests.tiny import FILLER, WORDS, reviews
 
-QUICK = CompressionConfig(budgets=(0.6,), max_length=24, batch_size=8, warmup_epochs=1, epochs=1)
+QUICK = CompressionConfig(budgets=(0.6,), rank_multiple=1, max_length=24, batch_size=8, warmup_epochs=1, epochs=1)
 UNKNOWN = "<unk>"
 VOCABULARY = ["<pad>", UNKNOWN, "<s>", "</s>", *FILLER, *WORDS["good"], *WORDS["bad"]]
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
