@@ -25,7 +25,7 @@ from benchmarks.trial import SETS, Trial
 from jactus_core.config import CompressionConfig
 
 THRESHOLDS = {"union": "thresholds"}
-ORTHONORMAL = {"core_basis": "orthonormal"}
+UNIFORM = {"allocation": "uniform"}
 FEW = {"calibration_samples": 8}
 FINEST = "rank multiple: 1"
 """What all variants below it change: with ranks this fine no rounding hides a difference."""
@@ -35,9 +35,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "rank multiple: 64": {"rank_multiple": 64},
     "weighting: input": {"weighting": "input"},
     "weighting: none": {"weighting": "none"},
-    "weighting: input, core basis: orthonormal": {"weighting": "input", **ORTHONORMAL},
-    "weighting: none, core basis: orthonormal": {"weighting": "none", **ORTHONORMAL},
-    "core basis: orthonormal": ORTHONORMAL,
+    "weighting: input, allocation: uniform": {"weighting": "input", **UNIFORM},
+    "weighting: none, allocation: uniform": {"weighting": "none", **UNIFORM},
+    "allocation: uniform": UNIFORM,
+    "core basis: orthonormal": {"core_basis": "orthonormal"},
     "union: thresholds 0.95 / 0.99 / 0.99": THRESHOLDS,
     "union: thresholds 0.9 / 0.95 / 0.95": {
         **THRESHOLDS,
@@ -51,7 +52,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "8 calibration rows": FEW,
     "8 calibration rows, shrinkage: 0": {"shrinkage": 0.0, **FEW},
     "fisher: sampled": {"fisher": "sampled"},
-    "allocation: uniform": {"allocation": "uniform"},
     "trained: core+norms": {"trained": "core+norms"},
     "trained: factors": {"trained": "factors"},
 }
