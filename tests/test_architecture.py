@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "api": {"jobs", "jactus_core"},
     "worker": {"jobs", "jactus_core"},
     "cli": {"jobs", "jactus_core", "api", "migrations"},
+    "benchmarks": {"jobs", "jactus_core", "api", "worker", "cli", "migrations"},
 }
 
 
