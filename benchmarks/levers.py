@@ -95,7 +95,6 @@ def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: b
 
 
 LEVERS: Mapping[str, Callable[[Trial], float]] = {
-    "lever: natural gradient at 0.0001": lambda trial: natural_gradient(trial, 1e-4),
     "lever: natural gradient at 0.0003": lambda trial: natural_gradient(trial, 3e-4),
     "lever: natural gradient at 0.003": lambda trial: natural_gradient(trial, 3e-3),
     "lever: taught by the dense model": lambda trial: taught(trial, 0.5, tuned=False),
