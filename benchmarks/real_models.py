@@ -50,7 +50,7 @@ CASES: Mapping[str, Case] = {
     "smollm2, text": Case(
         "smollm2",
         "math/gsm8k",
-        (320, 60),
+        (96, 30),
         {"task": "text-generation", "epochs": 0.5, "calibration_samples": 64, "max_length": 96},
     ),
 }
