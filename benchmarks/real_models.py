@@ -109,7 +109,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         case = found[name]
         points = [(case["dense_metrics"], case["dense_size"])]
         points += [(point["metrics"], point["size"]) for point in case["budgets"]]
-        cells = [f"{found[case['metric']]:.3f} at {size['parameters'] / 1e6:.1f} M" for found, size in points]
+        cells = [f"{scores[case['metric']]:.3f} at {size['parameters'] / 1e6:.1f} M" for scores, size in points]
         lines.append(f"| {name} | {case['task']} | {case['metric']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
