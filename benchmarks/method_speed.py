@@ -226,8 +226,8 @@ def inference_of_base_size(repeats: int) -> dict[str, list[float]]:
     for budget in BUDGETS:
         models[str(budget)] = copy.deepcopy(dense)
         for name, (m, n) in targets.shapes.items():
-            layer = LowRankLinear(n, m, int(budget * m * n / (m + n)), bias=True)
-            models[str(budget)].set_submodule(name, layer)
+            rank = int(budget * m * n / (m + n)) // CONFIG.rank_multiple * CONFIG.rank_multiple
+            models[str(budget)].set_submodule(name, LowRankLinear(n, m, rank, bias=True))
 
     return forward_passes(models, {"input_ids": ids}, repeats)
 
