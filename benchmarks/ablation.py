@@ -9,7 +9,6 @@ what earlier runs found, and fills the table in docs/method.md.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import torch
 import transformers
 
 from benchmarks.levers import LEVERS
-from benchmarks.recording import RESULTS, fill, keep
+from benchmarks.recording import fill, keep, kept
 from benchmarks.trial import SETS, Trial
 from jactus_core.config import CompressionConfig
 
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.5)
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    found = _kept()
+    found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "accuracy")
     for seed in options.seeds:
         for name in options.sets:
             trial = Trial(SETS[name], options.models, options.data, seed, options.budget)
@@ -79,12 +78,6 @@ def main() -> None:
                 print(f"{name:<8} seed {seed}  {accuracy:6.1%}  {variant}", flush=True)
             keep("ablation", {"budget": options.budget, "accuracy": found, "sets": {n: vars(SETS[n]) for n in found}})
     fill("ablation", f"{caption(found, options.budget)}\n\n{table(found)}")
-
-
-def _kept() -> dict[str, dict[str, dict[str, float]]]:
-    """What earlier runs found, so that sets and seeds can be run one by one."""
-    file = RESULTS / "ablation.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))["accuracy"]) if file.exists() else {}
 
 
 def measure(trial: Trial, variant: str) -> float:

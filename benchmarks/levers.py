@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from benchmarks.trial import Trial
 from jactus_core.factorization import Metric
 from jactus_core.finetuning import finetune_cores
-from jactus_core.layers import dense_layer, find_targets, fold_cores, train_only
+from jactus_core.layers import find_targets, fold_cores, multiplied, train_only
 from jactus_core.losses import cross_entropy_sum, without_labels
 from jactus_core.modeling_jactus import LowRankLinear
 
@@ -88,8 +88,7 @@ def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: b
     fold_cores(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LowRankLinear):
-            product = layer.up.weight.detach() @ layer.down.weight.detach()
-            model.set_submodule(name, dense_layer(product, layer.bias, transposed=False))
+            model.set_submodule(name, multiplied(layer, transposed=False))
     statistics = trial.calibrate(model, second) if recalibrated else None
     return trial.tuned(second, *trial.compressed(second, model, statistics))
 

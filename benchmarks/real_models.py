@@ -10,16 +10,17 @@ compares its logits. Fills the table in docs/method.md.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import RESULTS, fill, keep
+from benchmarks.recording import fill, keep, kept
 from jactus_core import CompressionConfig, CompressionResult, compress
 from jactus_core.progress import Stage
+from jactus_core.sources import open_source
 
 BUDGETS = (0.8, 0.6)
 
@@ -62,8 +63,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
-    file = RESULTS / "real_models.json"
-    found = dict(json.loads(file.read_text(encoding="utf-8"))["cases"]) if file.exists() else {}
+    found = kept("real_models", "cases")
     for name in options.only:
         result = run(CASES[name], options.models, options.data)
         print(f"{name}\n{result}\n", flush=True)
@@ -75,10 +75,8 @@ def main() -> None:
 def run(case: Case, models: Path, data: Path) -> CompressionResult:
     train, held_out = _rows(case, data)
     with tempfile.TemporaryDirectory() as output:
-        return compress(
-            str(models / case.model), train, output, CompressionConfig(**case.settings), budgets=BUDGETS,
-            eval_data=held_out, report=_say,
-        )  # fmt: skip
+        config = CompressionConfig(**case.settings, budgets=BUDGETS)
+        return compress(str(models / case.model), train, output, config, eval_data=held_out, report=_say)
 
 
 def _rows(case: Case, data: Path) -> tuple[Any, Any]:
@@ -87,8 +85,7 @@ def _rows(case: Case, data: Path) -> tuple[Any, Any]:
         return data / case.data, None
     parts = []
     for part, count in zip(("train", "test"), case.rows, strict=True):
-        lines = (data / case.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-        rows = [json.loads(line) for line in lines]
+        rows = [dict(row) for _, row in islice(open_source(data / case.data / f"{part}.jsonl").train, count)]
         if case.settings["task"] == "text-generation":
             rows = [{"text": f"{row['question']}\n{row['answer']}"} for row in rows]
         parts.append(rows)

@@ -46,6 +46,12 @@ def keep(name: str, content: Mapping[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def kept(name: str, part: str) -> dict[str, Any]:
+    """What earlier runs wrote of a part of `results/NAME.json`, so that a benchmark can be run piece by piece."""
+    file = RESULTS / f"{name}.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))[part]) if file.exists() else {}
+
+
 def read_summary() -> list[dict[str, Any]]:
     return list(json.loads(SUMMARY.read_text(encoding="utf-8"))) if SUMMARY.exists() else []
 

@@ -88,6 +88,12 @@ class Trial:
         """Accuracy before anything is compressed."""
         return self.accuracy(self.loaded.model)
 
+    @cached_property
+    def groups(self) -> list[list[str]]:
+        """Layers that read the same tensors, in the dense model and in any that a lever makes of it."""
+        layers = find_targets(self.loaded.model, self.loaded.body, self.loaded.head).layers
+        return find_readers(self.loaded.model, layers, self.batches(self.config)[0])
+
     def batches(self, config: CompressionConfig) -> list[dict[str, Any]]:
         """The calibration rows."""
         few = self.train.sample(config.calibration_samples, config.seed)
@@ -103,8 +109,7 @@ class Trial:
     def calibrate(self, model: PreTrainedModel, config: CompressionConfig) -> dict[str, LayerStatistics]:
         layers = find_targets(model, self.loaded.body, self.loaded.head).layers
         transformers.set_seed(config.seed)
-        batches = self.batches(config)
-        return calibrate(model, layers, find_readers(model, layers, batches[0]), batches, config.fisher == "sampled")
+        return calibrate(model, layers, self.groups, self.batches(config), config.fisher == "sampled")
 
     def compressed(
         self,
@@ -118,7 +123,7 @@ class Trial:
         targets = find_targets(model, self.loaded.body, self.loaded.head)
         factors: dict[str, Factorization] = {}
         spectra: dict[str, LayerSpectrum] = {}
-        for group in find_readers(model, targets.layers, self.batches(config)[0]):
+        for group in self.groups:
             for name, layer, found in factorized(targets, {name: statistics[name] for name in group}, config):
                 factors[name] = found
                 spectra[name] = layer.spectrum(found.singular)

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 import jactus_core  # noqa: F401 - teaches transformers the checkpoint's model type
 from jactus_core.errors import ModelNotFound, UnsupportedModel
-from jactus_core.layers import dense_layer
+from jactus_core.layers import multiplied
 from jactus_core.modeling_jactus import LowRankLinear
 
 ONNX_FILE = "model.onnx"
@@ -74,9 +74,8 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
         original = base._from_config(config)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LowRankLinear):
-            weight = (layer.up.weight.float() @ layer.down.weight.float()).to(layer.up.weight.dtype)
             transposed = isinstance(original.get_submodule(name), Conv1D)
-            model.set_submodule(name, dense_layer(weight, layer.bias, transposed))
+            model.set_submodule(name, multiplied(layer, transposed))
     model.__class__ = base
     model.__dict__.pop("_weight_conversions", None)
     model.config = config

@@ -82,6 +82,12 @@ def dense_layer(weight: Tensor, bias: Tensor | None, transposed: bool) -> nn.Mod
     return layer
 
 
+def multiplied(layer: LowRankLinear, transposed: bool) -> nn.Module:
+    """The dense layer that answers as two thin ones."""
+    weight = (layer.up.weight.detach().float() @ layer.down.weight.detach().float()).to(layer.up.weight.dtype)
+    return dense_layer(weight, layer.bias, transposed)
+
+
 def train_only(model: nn.Module, names: frozenset[str]) -> None:
     """Freeze every parameter but the named ones, which are kept in float32 while they are trained."""
     for name, parameter in model.named_parameters():
