@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-previous lint format lock openapi clean
+.PHONY: help setup demo serve test chaos fuzz test-previous lint format lock openapi settings clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,8 +18,14 @@ serve: ## Set up, then run the whole service on this machine until Ctrl-C
 	@$(PYTHON) scripts/bootstrap.py demo
 	@$(BIN)/jactus serve
 
-test: setup ## Set up, then run the tests
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)
+test: setup ## Set up, then run the tests, two files at a time
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+chaos: setup ## Kill everything at every stage, then 200 jobs under random kills (about half an hour)
+	@OMP_NUM_THREADS=1 JACTUS_CHAOS=full HF_HUB_OFFLINE=1 $(BIN)/pytest tests/chaos $(ARGS)
+
+fuzz: setup ## Send more than 10,000 generated requests, on SQLite and on PostgreSQL
+	@JACTUS_FUZZ=full HF_HUB_OFFLINE=1 $(BIN)/pytest tests/fuzz $(ARGS)
 
 test-previous: setup ## Run the method's tests on the previous minor series of transformers
 	@$(BIN)/uv pip install --quiet --no-deps --target .jactus/transformers-previous 'transformers>=5.22,<5.23'
@@ -40,6 +46,9 @@ lock: setup ## Resolve constraints.txt anew from pyproject.toml
 
 openapi: setup ## Write docs/openapi.json
 	@$(BIN)/python -m scripts.write_openapi
+
+settings: setup ## Write the table of settings into docs/operations.md
+	@$(BIN)/python -m scripts.write_settings
 
 clean: ## Remove the environment, caches and local data
 	rm -rf .venv .jactus .mypy_cache .ruff_cache .pytest_cache

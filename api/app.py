@@ -1,19 +1,25 @@
-"""The HTTP application: `uvicorn --factory api.app:create_app`."""
+"""The HTTP application: `python -m api`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from prometheus_client import CollectorRegistry
 
-from api import artifacts, datasets, errors, events, health, jobs
+from api import artifacts, datasets, errors, events, health, jobs, keys, metrics, models, secrets, uploads, webhooks
+from api.callers import Callers
+from api.gate import Gate
 from api.limits import BodyLimit
+from api.observing import Observing
 from jactus_core import __version__
 from jobs import keys as api_keys
+from jobs import tracing
+from jobs.delivering import Sender
 from jobs.services import Services
 from jobs.settings import Settings
 from jobs.sweep import sweep
@@ -37,14 +43,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tracing.set_up(settings, "jactus-api")
         app.state.services = services = Services.open(settings)
+        app.state.callers = Callers(services)
+        app.state.probes = health.probes_of(services)
+        registry.register(from_database := metrics.DatabaseCollector(services))
         await run_in_threadpool(_accept_configured_key, services)
-        sweeping = asyncio.create_task(_sweep_forever(services))
+        loops = [asyncio.create_task(loop) for loop in (_sweep_forever(services), Sender(services).run())]
         yield
-        sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeping
-        services.close()
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        registry.unregister(from_database)
+        await run_in_threadpool(services.close)
+        tracing.shut_down()
 
     app = FastAPI(
         title="JACTUS",
@@ -53,23 +65,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit, max_file_bytes=settings.max_upload_bytes)
+    app.state.metrics = registry = CollectorRegistry()
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Observing, metrics=metrics.RequestMetrics(registry))
     errors.install(app)
-    for part in (jobs, events, artifacts, datasets, health):
-        app.include_router(part.router)
+    for part in (jobs, events, artifacts, datasets, models, uploads, secrets, keys, webhooks):
+        app.include_router(part.router, responses=errors.responses(429))
+    app.include_router(health.router)
+    if settings.metrics_enabled:
+        app.include_router(metrics.router)
     return app
 
 
 def _accept_configured_key(services: Services) -> None:
     if key := services.settings.api_key.get_secret_value():
         with services.database.writing() as session:
-            api_keys.accept_key(session, key, services.settings.secret_key.get_secret_value())
+            secret = services.settings.secret_key.get_secret_value()
+            api_keys.create_key(session, key, secret, name="from the settings", id=api_keys.CONFIGURED)
 
 
 async def _sweep_forever(services: Services) -> None:
     while True:
         try:
-            await run_in_threadpool(sweep, services.settings, services.database, services.queue)
+            await run_in_threadpool(sweep, services)
         except Exception:  # a dependency is away: the next round tries again
             logger.warning("the sweep failed", exc_info=True)
         await asyncio.sleep(services.settings.sweep_seconds)

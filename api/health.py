@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from jobs.readiness import Probe, look_at
+from jobs.services import Services
 
-from api.dependencies import Here
-
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
+
+
+class Check(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    ok: bool
+    seconds: float = Field(description="How long the look took.")
+    problem: str | None
 
 
 class Readiness(BaseModel):
     ready: bool
-    checks: dict[str, bool]
+    checks: dict[str, Check]
+
+
+def probes_of(services: Services) -> dict[str, Probe]:
+    """One for each dependency, for the life of the process."""
+    checks = {
+        "database": services.database.check,
+        "migrations": services.database.check_revision,
+        "broker": services.queue.check,
+        "storage": services.storage.check,
+    }
+    return {name: Probe(name, check) for name, check in checks.items()}
 
 
 @router.get("/healthz")
@@ -26,19 +42,9 @@ def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
-def readyz(services: Here, response: Response) -> Readiness:
-    """Database, broker and storage answer; 503 and which one does not."""
-    parts = {"database": services.database.check, "broker": services.queue.check, "storage": services.storage.check}
-    checks = {name: _answers(name, check) for name, check in parts.items()}
-    ready = all(checks.values())
+def readyz(request: Request, response: Response) -> Readiness:
+    """Database, broker and storage answer, and the tables are up to date; 503 and what is wrong otherwise."""
+    found = look_at(request.app.state.probes)
+    ready = all(finding.ok for finding in found.values())
     response.status_code = 200 if ready else 503
-    return Readiness(ready=ready, checks=checks)
-
-
-def _answers(name: str, check: Callable[[], None]) -> bool:
-    try:
-        check()
-    except Exception as error:  # noqa: BLE001 - whatever a driver raises means "not ready"
-        logger.warning("%s is not ready: %s", name, error)
-        return False
-    return True
+    return Readiness(ready=ready, checks={name: Check.model_validate(finding) for name, finding in found.items()})

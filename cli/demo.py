@@ -84,9 +84,9 @@ def _follow(client: Client, job: schemas.Job, console: Console) -> schemas.Job:
         for event in client.events(job.id):
             if event.type != "progress":
                 continue
-            bar = bars[event.data["stage"]]
+            bar = bars[event.data.stage]
             progress.start_task(bar)
-            progress.update(bar, completed=event.data["fraction"], note=event.data["note"])
+            progress.update(bar, completed=event.data.fraction, note=event.data.note)
     return client.job(job.id)
 
 

@@ -24,6 +24,7 @@ from jobs.settings import Settings
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
+SECRETS = "secrets.json"
 
 
 class StartError(Exception):
@@ -36,7 +37,7 @@ class EmbeddedService:
     def __init__(self, settings: Settings) -> None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._socket = _listen(settings.host, settings.port)
-        self.settings = _with_secrets(settings)
+        self.settings = with_secrets(settings)
         self.url = f"http://{settings.host}:{self._socket.getsockname()[1]}"
         self.api_key = self.settings.api_key.get_secret_value()
         self._tethers: list[subprocess.Popen[bytes]] = []
@@ -48,7 +49,7 @@ class EmbeddedService:
             migrations.upgrade(self.settings.database_url)
             if not self.settings.broker_url:
                 self._start_valkey()
-            self._tether("worker", [sys.executable, "-m", "worker"])
+            self._tether("worker", [sys.executable, "-m", "worker"], drain_seconds=0)
             self._serve()
         except BaseException:
             self.stop()
@@ -86,7 +87,8 @@ class EmbeddedService:
         self._tether("valkey", [str(get_binary_path()), str(folder / "valkey.conf")])
         _wait_for_broker(broker_url)
 
-    def _tether(self, name: str, command: list[str]) -> None:
+    def _tether(self, name: str, command: list[str], **changes: object) -> None:
+        """Keep a companion running, under the settings with these changes."""
         logs = self.settings.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
@@ -95,13 +97,19 @@ class EmbeddedService:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=self.settings.environment(),
+                env=self.settings.model_copy(update=changes).environment(),
                 start_new_session=True,
             )
         self._tethers.append(tether)
 
     def _serve(self) -> None:
-        config = uvicorn.Config(create_app(self.settings), log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            create_app(self.settings),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="uvicorn")
         self._thread.start()
@@ -143,9 +151,9 @@ def _wait_for_broker(url: str) -> None:
             time.sleep(0.02)
 
 
-def _with_secrets(settings: Settings) -> Settings:
+def with_secrets(settings: Settings) -> Settings:
     """Secrets that are not set are made once and kept beside the data, readable by the owner only."""
-    file = settings.data_dir / "secrets.json"
+    file = settings.data_dir / SECRETS
     if not file.exists():
         _write_private(file, json.dumps({"secret_key": secrets.token_hex(32), "api_key": new_key()}))
     kept = json.loads(file.read_text())

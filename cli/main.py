@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -10,12 +9,15 @@ from typing import Annotated
 
 import typer
 
+from cli import keys
 from cli.embedded import EmbeddedService, StartError
+from jobs import logs
 from jobs.settings import Settings
 
 app = typer.Typer(
     help="Compress transformers and tune them for a task, as a service.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(keys.app, name="keys")
 
 Port = Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one. Default: JACTUS_PORT or 8000.")]
 
@@ -28,13 +30,13 @@ def serve(port: Port = None) -> None:
     JACTUS_BROKER_URL and JACTUS_STORAGE_URL set, the same command uses PostgreSQL, Redis and S3 instead.
     """
     settings = Settings() if port is None else Settings(port=port)
+    logs.set_up(settings)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
         with EmbeddedService(settings) as service:
             _introduce(service)
-            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
             stop.wait()
             typer.echo("\nStopping.")
     except StartError as error:

@@ -7,12 +7,14 @@ import stat
 import struct
 import zlib
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from jactus_core.errors import HostileArchive, InvalidDataset, UndecodableImage
 
 MAX_ARCHIVE_FILES = 1_000_000
+MAX_DIRECTORY_BYTES = 64 * 2**20
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_RATIO = 200  # deflate packs a photograph by 1, a drawing by 20
 RATIO_COUNTS_FROM = 2**20  # bytes
@@ -59,17 +61,20 @@ class Member:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, self.size + 1)
 
 
-def list_members(archive: Path) -> list[Member]:
-    """The files of a zip, in its order; raises HostileArchive, or InvalidDataset if it is no zip."""
+def list_members(
+    archive: Path, max_bytes: int = MAX_IMAGE_BYTES, content: str = "a plain folder of images"
+) -> list[Member]:
+    """The files of a zip, in its order, none larger than `max_bytes`; raises HostileArchive, or InvalidDataset if it
+    is no zip. Messages name the `content` that was expected."""
     try:
-        with ZipFile(archive) as file:
-            infos = file.infolist()
+        with _Bounded(archive) as file, ZipFile(file) as opened:
+            infos = opened.infolist()
     except (BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise InvalidDataset(f"The file is not a zip archive: {error}.", "file") from error
     if len(infos) > MAX_ARCHIVE_FILES:
         raise HostileArchive(f"The archive holds {len(infos)} files, more than {MAX_ARCHIVE_FILES}.", "file")
     for info in infos:
-        _require_honest(info)
+        _require_honest(info, max_bytes, content)
     _require_apart(infos)
     return [
         Member(archive, i.filename, i.header_offset, i.compress_type, i.compress_size, i.file_size, i.CRC)
@@ -78,7 +83,16 @@ def list_members(archive: Path) -> list[Member]:
     ]
 
 
-def _require_honest(info: ZipInfo) -> None:
+class _Bounded(FileIO):
+    """A file for ZipFile, which reads the list of the members at once, however long it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise HostileArchive(f"The archive's list of files takes {size:,} bytes, which is too much.", "file")
+        return super().read(size) or b""
+
+
+def _require_honest(info: ZipInfo, max_bytes: int, content: str) -> None:
     name = info.orig_filename  # of `filename`, zipfile cuts what follows a null character
     kind = stat.S_IFMT(info.external_attr >> 16)
     reason = None
@@ -92,14 +106,14 @@ def _require_honest(info: ZipInfo) -> None:
         reason = "is a symbolic link or a special file"
     elif info.flag_bits & ENCRYPTED:
         reason = "is encrypted"
-    elif info.file_size > MAX_IMAGE_BYTES:
-        reason = f"unpacks to {info.file_size} bytes, more than {MAX_IMAGE_BYTES}"
+    elif info.file_size > max_bytes:
+        reason = f"unpacks to {info.file_size} bytes, more than {max_bytes}"
     elif info.file_size > RATIO_COUNTS_FROM and info.file_size > MAX_RATIO * info.compress_size:
         reason = f"unpacks to more than {MAX_RATIO} times its size"
     elif info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         raise InvalidDataset(f"'{name}' is not packed by deflate; make the archive with an ordinary zip tool.", "file")
     if reason:
-        raise HostileArchive(f"'{name}' in the archive {reason}; zip a plain folder of images.", "file")
+        raise HostileArchive(f"'{name}' in the archive {reason}; zip {content}.", "file")
 
 
 def _require_apart(infos: list[ZipInfo]) -> None:

@@ -26,7 +26,7 @@ from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
 from jactus_core.examples import Examples, read_examples, split
-from jactus_core.files import sha256_of, write_json
+from jactus_core.files import WORK_FOLDER, sha256_of, write_json
 from jactus_core.finetuning import finetune_cores, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_cores
 from jactus_core.loading import load_model
@@ -40,7 +40,6 @@ from jactus_core.work import WorkFolder, fingerprint
 
 logger = logging.getLogger(__name__)
 
-WORK_FOLDER = ".work"
 FEW_SAMPLES = 64
 """Fewer calibration rows than this still work, with covariances that lean on their shrinkage; a warning says so."""
 PROBE_ROWS = 4
@@ -95,6 +94,13 @@ class CompressionResult:
                 f"{name:<12}{kept:>15.1%}{size.parameters / dense.parameters:>13.1%}{metrics[self.metric]:>14.4f}"
             )
         return "\n".join(lines)
+
+    def within(self, bound: float) -> BudgetResult | None:
+        """The smallest budget that loses at most `bound` of the dense model's metric, in the metric's own unit."""
+        sign = 1 if TASKS[self.task].higher_is_better else -1
+        dense = self.dense_metrics[self.metric]
+        good = [point for point in self.budgets if sign * (dense - point.metrics[self.metric]) <= bound]
+        return min(good, key=lambda point: point.budget, default=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; folders by name, so that the result can travel."""

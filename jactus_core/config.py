@@ -24,6 +24,7 @@ Budgets = Annotated[
     Field(
         min_length=1,
         max_length=16,
+        strict=False,
         description="Fractions of the parameters to keep, in (0, 1]. One calibration serves them all.",
     ),
     AfterValidator(_descending),
@@ -40,7 +41,7 @@ def _not_half(dtype: object) -> object:
 class Hyperparameters(BaseModel):
     """How to calibrate and how to finetune. Everything has a default; a user may leave them all."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     max_length: int = Field(default=128, ge=8, le=131072, description="Tokens kept of each text.")
     image_size: int | None = Field(default=None, ge=16, le=2048, description="Pixels per side; null: the model's own.")

@@ -77,6 +77,12 @@ class ModelNotFound(JactusError):
     code = "model_not_found"
 
 
+class GatedModel(ModelNotFound):
+    """The model is on the hub, but its owner decides who may read it."""
+
+    code = "gated_model"
+
+
 class UnsupportedModel(JactusError):
     """The model exists, but cannot be loaded or compressed."""
 

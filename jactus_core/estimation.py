@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from jactus_core.allocation import break_even_rank, smallest_budget
+from jactus_core.allocation import break_even_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
 from jactus_core.layers import Targets, find_targets
@@ -27,6 +27,8 @@ OPTIMIZER_BYTES = 16
 FACTOR_BYTES = 4
 DECOMPOSITION_BYTES = 8
 PROBE_TOKENS = 8
+EIGEN_FLOPS = 25
+"""Per cubed side of a layer: two eigendecompositions and a singular value decomposition."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class BudgetEstimate:
     parameters: int
     bytes: int
     compressible_parameters: int
+    ranks: dict[str, int | None]  # by shape, such as 384x384, if every layer gets the same fraction; None stays dense
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Estimate:
     calibration_passes: int
     peak_memory_bytes: dict[str, int]  # by stage
     disk_bytes: int  # work folder and checkpoints at their largest
+    row_tokens: int  # of the longest row there can be
+    decomposition_flops: int
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,18 +116,23 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
     compressible = sum(m * n for m, n in shapes.values())
     others = parameters - compressible
     counted = others if config.budget_scope == "model" else 0
-    smallest = smallest_budget(shapes.values(), counted, config.rank_multiple)
+    smallest = _smallest_budget(shapes.values(), compressible, counted, config)
     budgets = []
     for budget in config.budgets:
         kept = max(int(budget * (compressible + counted)) - counted, 0)
-        budgets.append(BudgetEstimate(budget, budget >= smallest, kept + others, (kept + others) * width, kept))
+        ranks = {
+            f"{m}x{n}": _rank(m, n, kept / compressible, config.rank_multiple) for m, n in sorted({*shapes.values()})
+        }
+        point = BudgetEstimate(budget, budget >= smallest, kept + others, (kept + others) * width, kept, ranks)
+        budgets.append(point)
 
     sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes)
     held = max(sum(sizes[group[0]] for group in these) for these in passes)
     weights, factors = parameters * width, compressible * FACTOR_BYTES
     workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
-    activations = _activation_bytes(model, shapes.values(), config, width)
+    tokens = _row_tokens(model, config)
+    activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
     trained = sum((break_even_rank(m, n) * max(config.budgets) + 1) ** 2 for m, n in shapes.values())
     largest = max(point.bytes for point in budgets)
     memory = {
@@ -144,14 +154,33 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
         len(passes),
         memory,
         disk,
+        tokens,
+        EIGEN_FLOPS * sum(m**3 + n**3 for m, n in shapes.values()),
     )
 
 
-def _activation_bytes(model: Any, shapes: Any, config: CompressionConfig, width: int) -> int:
-    """What every linear layer reads and writes for one batch, kept for the backward pass."""
-    tokens = config.max_length
-    if TASKS[config.task].reads_images:
-        vision = getattr(model.config, "vision_config", model.config)
-        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-        tokens = ((config.image_size or _image_side(model)) // patch) ** 2 + 1
-    return config.batch_size * tokens * width * sum(m + n for m, n in shapes)
+def _smallest_budget(shapes: Any, compressible: int, counted: int, config: CompressionConfig) -> float:
+    """As `smallest_budget`; a uniform allocation has to satisfy the layer that can give up least."""
+    multiple = config.rank_multiple
+    smallest = smallest_budget(shapes, counted, multiple)
+    if config.allocation == "uniform":
+        fraction = max(cheapest(m, n, multiple) / (m * n) for m, n in shapes)
+        return max(smallest, (fraction * compressible + counted) / (compressible + counted))
+    return smallest
+
+
+def _rank(m: int, n: int, fraction: float, multiple: int) -> int | None:
+    """The largest rank of a (m, n) layer that keeps no more than `fraction` of it, but at least the smallest."""
+    if fraction >= 1 or multiple > break_even_rank(m, n):
+        return None
+    affordable = int(min(fraction * m * n / (m + n), break_even_rank(m, n)))
+    return max(affordable // multiple, 1) * multiple
+
+
+def _row_tokens(model: Any, config: CompressionConfig) -> int:
+    """Positions of the longest row: what texts are cut to, or the patches of a picture."""
+    if not TASKS[config.task].reads_images:
+        return config.max_length
+    vision = getattr(model.config, "vision_config", model.config)
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    return int(((config.image_size or _image_side(model)) // patch) ** 2 + 1)

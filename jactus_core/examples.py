@@ -13,14 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from jactus_core.errors import EmptyDataset, InvalidDataset, MissingColumn, OneClassDataset, UnknownLabel
 from jactus_core.pictures import Picture as Picture
-from jactus_core.sources import PlacedRow, open_source
+from jactus_core.sources import UNUSABLE, PlacedRow, Rows, open_source
 from jactus_core.tasks import TASKS, Task, TaskName
 
 MAX_CLASSES = 1000
+MAX_LABEL_CHARACTERS = 256
+FAULTS_TOLD = 5
+FAULTS_CHARACTERS = 450  # of the message that tells them, which a service may cut at 500
 DECODED_AT_ONCE = 256  # images handed to the threads that check them
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUMBER = re.compile(r"-?\d{1,18}")
@@ -78,10 +82,10 @@ def read_examples(
     """Read and check all of a source, or of what `open_source` takes: rows to train on, and to evaluate on if any.
 
     `columns` names the columns of the task's roles where they are not called like the role. Raises InvalidDataset or
-    one of its kinds, whose message names the place.
+    one of its kinds, whose message names the place, or the first places where there are several.
     """
     opened = open_source(source, revision)
-    reader = _Reader(TASKS[task], columns or {}, opened.folder)
+    reader = _Reader(TASKS[task], columns or {}, opened.folders)
     train = _checked(reader, opened.train, "The dataset has no rows.")
     label_names = reader.class_names([label for _, _, label in train]) if reader.task.is_classification else []
     found = _examples(task, train, label_names)
@@ -115,7 +119,7 @@ _Checked = tuple[str, Any, str | int]  # place, item, class name or index of the
 class _Reader:
     """Takes rows apart by the roles of a task."""
 
-    def __init__(self, task: Task, columns: Mapping[str, str], folder: Path | None) -> None:
+    def __init__(self, task: Task, columns: Mapping[str, str], folders: Iterable[Path] | None) -> None:
         roles = (*task.roles, *task.optional_roles)
         for role in columns:
             if role not in roles:
@@ -124,10 +128,15 @@ class _Reader:
                 )
         self.task = task
         self.columns = {role: columns.get(role, role) for role in roles}
-        self.folder = None if folder is None else folder.resolve()
+        self.folders = None if folders is None else [folder.resolve() for folder in folders]
         self._required = {*task.roles, *columns}
 
-    def read(self, row: PlacedRow) -> tuple[Any, str | int]:
+    def read(self, row: PlacedRow | InvalidDataset) -> _Checked:
+        if isinstance(row, InvalidDataset):
+            raise row
+        return row.place, *self._item_and_label(row)
+
+    def _item_and_label(self, row: PlacedRow) -> tuple[Any, str | int]:
         match self.task.name:
             case "text-classification":
                 return self._text(row, "text"), self._label(row)
@@ -171,19 +180,27 @@ class _Reader:
         text = self._cell(row, role)
         if not isinstance(text, str) or not text.strip():
             raise self._refuse(row, role, "a non-empty text")
+        return self._usable(row, role, text)
+
+    def _usable(self, row: PlacedRow, role: str, text: str) -> str:
+        if UNUSABLE.search(text):
+            raise self._refuse(row, role, "a text without null characters")
         return text
 
     def _prompt(self, row: PlacedRow) -> str:
         prompt = self._cell(row, "prompt")
         if prompt is not None and not isinstance(prompt, str):
             raise self._refuse(row, "prompt", "a text")
-        return prompt or ""
+        return self._usable(row, "prompt", prompt or "")
 
     def _label(self, row: PlacedRow) -> str:
         label = self._cell(row, "label")
         if label is None or isinstance(label, (dict, list)) or not str(label).strip():
             raise self._refuse(row, "label", "a label")
-        return str(label).strip()
+        name = str(label).strip()
+        if len(name) > MAX_LABEL_CHARACTERS:
+            raise self._refuse(row, "label", f"a label of at most {MAX_LABEL_CHARACTERS} characters")
+        return self._usable(row, "label", name)
 
     def _picture(self, row: PlacedRow) -> Picture:
         content = self._cell(row, "image")
@@ -202,12 +219,12 @@ class _Reader:
 
     def _inside(self, row: PlacedRow, path: str | Path) -> Path:
         """The file that a cell names."""
-        if self.folder is None:
+        if self.folders is None:
             return Path(path)
-        file = None if "\0" in str(path) else (self.folder / path).resolve()
-        if file is None or not file.is_relative_to(self.folder):
-            raise self._refuse(row, "image", f"a path inside the folder of the data file, not '{path}'")
-        return file
+        for folder in self.folders if "\0" not in str(path) else ():
+            if (file := (folder / path).resolve()).is_relative_to(folder):
+                return file
+        raise self._refuse(row, "image", f"a path inside the folder of the data file, not '{path}'")
 
     def _question(self, row: PlacedRow) -> tuple[Question, int]:
         question = self._text(row, "question")
@@ -224,6 +241,8 @@ class _Reader:
             or not all(isinstance(choice, str) and choice.strip() for choice in choices)
         ):
             raise self._refuse(row, "choices", "a list of at least two non-empty texts")
+        for choice in choices:
+            self._usable(row, "choices", choice)
         return Question(question, tuple(choices)), self._answer(row, choices, names)
 
     def _answer(self, row: PlacedRow, choices: Sequence[str], names: Sequence[Any] | None) -> int:
@@ -244,8 +263,48 @@ class _Reader:
         )
 
 
+class _Faults:
+    """Collects what is wrong with single rows; `with` it, each block ends at its first fault."""
+
+    def __init__(self) -> None:
+        self._first: list[InvalidDataset] = []
+        self._more = 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        if not isinstance(error, InvalidDataset):
+            return False
+        if len(self._first) < FAULTS_TOLD:
+            self._first.append(error)
+        else:
+            self._more += 1
+        return True
+
+    def tell(self) -> None:
+        """Raise the only fault, or one error like the first that tells the first ones in whole sentences."""
+        if not self._first:
+            return
+        first, *others = self._first
+        if not others:
+            raise first
+        told = [first.message]
+        for fault in others:
+            if len(" ".join([*told, fault.message])) <= FAULTS_CHARACTERS:
+                told.append(fault.message)
+        more = self._more + len(self._first) - len(told)
+        raise type(first)(" ".join([*told, f"And {more:,} more."] if more else told), first.param) from first
+
+
 def _checked(reader: _Reader, rows: Iterable[PlacedRow], empty: str) -> list[_Checked]:
-    checked = [(row.place, *reader.read(row)) for row in rows]
+    checked: list[_Checked] = []
+    faults = _Faults()
+    with faults:
+        for row in rows.read() if isinstance(rows, Rows) else rows:
+            with faults:
+                checked.append(reader.read(row))
+    faults.tell()
     if not checked:
         raise EmptyDataset(empty, "file")
     return checked
@@ -255,22 +314,33 @@ def _examples(task: TaskName, rows: Sequence[_Checked], label_names: list[str]) 
     """Turn class names into indices, and decode every image once so that a broken one is found now."""
     index = {name: i for i, name in enumerate(label_names)}
     labels = []
+    faults = _Faults()
     for place, _, label in rows:
-        if isinstance(label, str) and label not in index:
-            raise UnknownLabel(
-                f"{place}: the training rows have no label '{label}'; they have {_listing(label_names)}.", "file"
-            )
-        labels.append(index[label] if isinstance(label, str) else label)
+        with faults:
+            if isinstance(label, str) and label not in index:
+                raise UnknownLabel(
+                    f"{place}: the training rows have no label '{label}'; they have {_listing(label_names)}.", "file"
+                )
+            labels.append(index[label] if isinstance(label, str) else label)
+    faults.tell()
     items = [item for _, item, _ in rows]
     if TASKS[task].reads_images:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(items), DECODED_AT_ONCE):
-                list(pool.map(_decode, items[start : start + DECODED_AT_ONCE]))
+                for fault in pool.map(_fault_of, items[start : start + DECODED_AT_ONCE]):
+                    with faults:
+                        if fault is not None:
+                            raise fault
+        faults.tell()
     return Examples(task, items, labels, label_names)
 
 
-def _decode(picture: Picture) -> None:
-    picture.open()
+def _fault_of(picture: Picture) -> InvalidDataset | None:
+    try:
+        picture.open()
+    except InvalidDataset as fault:
+        return fault
+    return None
 
 
 def _is_pil(value: Any) -> bool:

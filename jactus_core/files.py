@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+WORK_FOLDER = ".work"
+"""Inside the output of a compression: what a killed call goes on from."""
+
 
 def sha256_of(file: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in parts."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TextIO
 
 import httpx2
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from jactus_core.archives import list_members
-from jactus_core.errors import DatasetNotFound, EmptyDataset, InvalidDataset
-from jactus_core.models import HUB_ID
+from jactus_core.errors import DatasetNotFound, EmptyDataset, HostileArchive, InvalidDataset
+from jactus_core.models import HUB_ID, HUB_TIMEOUT
 from jactus_core.pictures import SUFFIXES, Picture, Readable
 
 Format = Literal["csv", "jsonl", "parquet", "zip"]
@@ -27,8 +31,15 @@ FORMATS: Mapping[str, Format] = {
     ".zip": "zip",
 }
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "test")
+MAX_COLUMNS = 1000
+MAX_COLUMN_CHARACTERS = 1000  # of a column's name
 MAX_FIELD_CHARACTERS = 1_000_000
+MAX_ROW_CHARACTERS = 8_000_000
+MAX_EXPANSION = 50  # times a Parquet file's size that its rows may take; text takes 5
+EXPANSION_COUNTS_FROM = 64 * 2**20  # bytes
 BATCH = 256  # rows of a columnar source held at a time
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""Characters that no tokenizer takes and no database keeps: null, and halves of surrogate pairs."""
 
 
 class PlacedRow(NamedTuple):
@@ -44,17 +55,20 @@ class Source:
 
     train: Iterable[PlacedRow]
     evaluation: Iterable[PlacedRow] | None = None
-    folder: Path | None = None  # paths in the cells lead to files of this folder; None: to any
+    folders: tuple[Path, ...] | None = None  # paths in the cells lead to files of these; None: to any
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows that are read anew at each iteration."""
+class Rows:
+    """Rows that are read anew at each iteration; one that cannot be read is raised, or comes as an error of `read`."""
 
-    read: Callable[[], Iterator[PlacedRow]]
+    read: Callable[[], Iterator[PlacedRow | InvalidDataset]]
 
     def __iter__(self) -> Iterator[PlacedRow]:
-        return self.read()
+        for row in self.read():
+            if isinstance(row, InvalidDataset):
+                raise row
+            yield row
 
 
 def format_of(filename: str) -> Format:
@@ -65,17 +79,17 @@ def format_of(filename: str) -> Format:
     return FORMATS[suffix]
 
 
-def open_source(data: Any, revision: str | None = None) -> Source:
+def open_source(data: Any, revision: str | None = None, *, token: str | None = None) -> Source:
     """Accept what people have at hand.
 
-    A path to a file or an image folder, a dataset's id on the hub (only there `revision` counts), a list of
+    A path to a file or an image folder, a dataset's id on the hub (only there `revision` and `token` count), a list of
     dictionaries, a `datasets.Dataset`, or a dictionary of splits such as a `datasets.DatasetDict`.
     """
     if isinstance(data, Source):
         return data
     if isinstance(data, str):
         if not Path(data).exists() and Path(data).suffix.lower() not in FORMATS:
-            return _from_hub(data, revision)
+            return open_hub(data, revision, token)
         data = Path(data)
     if isinstance(data, Path):
         return _from_path(data)
@@ -89,7 +103,7 @@ def open_file(path: Path, format: Format) -> Source:
     if format == "zip":
         return _from_images((PurePosixPath(member.name), member) for member in list_members(path))
     read = _parquet_rows if format == "parquet" else _csv_rows if format == "csv" else _json_rows
-    return Source(_Rows(lambda: read(path)), folder=path.parent)
+    return Source(Rows(lambda: read(path)), folders=(path.parent,))
 
 
 def _from_path(path: Path) -> Source:
@@ -101,25 +115,54 @@ def _from_path(path: Path) -> Source:
     return open_file(path, format_of(path.name))
 
 
-def _from_hub(name: str, revision: str | None) -> Source:
+@dataclass(frozen=True)
+class HubVersion:
+    """A dataset of the hub as it is at one commit."""
+
+    commit: str
+    bytes: int  # of all its files
+
+
+def open_hub(name: str, revision: str | None = None, token: str | None = None) -> Source:
+    """Rows of a dataset of the hub, never of a folder of this host; its cells name no files but those it brought."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    with _hub_errors(name, revision):
+        # `load_dataset` reads what lies in the current folder first, and with "csv" nothing else
+        if Path(name).exists() or name in _PACKAGED_DATASETS_MODULES:
+            raise DatasetNotFoundError(f"'{name}' means something else on this host")
+        found = _from_splits(datasets.load_dataset(name, revision=revision, token=token))
+        return replace(found, folders=(Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)))
+
+
+def find_hub_version(name: str, revision: str | None = None, token: str | None = None) -> HubVersion:
+    """The commit that `revision` (the newest by default) stands for now."""
+    with _hub_errors(name, revision):
+        found = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True, token=token)
+        if found.sha is None:
+            raise ValueError("the hub names no commit")
+        return HubVersion(found.sha, sum(file.size or 0 for file in found.siblings or ()))
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """What the hub and its libraries raise, as errors that say what to do."""
     if not HUB_ID.fullmatch(name):
         raise DatasetNotFound(f"There is no dataset '{name}': neither a file or folder nor a hub id.", "data")
-    import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     at = f" at revision '{revision}'" if revision else ""
     try:
-        if name in _PACKAGED_DATASETS_MODULES:  # `load_dataset("csv")` reads the current folder
-            raise DatasetNotFoundError(f"'{name}' is a reader, not a dataset")
-        return _from_splits(datasets.load_dataset(name, revision=revision))
-    except DatasetNotFoundError as error:
-        raise DatasetNotFound(
-            f"There is no dataset '{name}'{at}, neither on this host nor on the hub; if it is private or gated, "
-            "accept its terms there and give this host a token.",
-            "data",
-        ) from error
-    except (ConnectionError, HfHubHTTPError, httpx2.TransportError) as error:
+        yield
+    except (DatasetNotFoundError, HfHubHTTPError, ConnectionError, httpx2.TransportError) as error:
+        if isinstance(error, DatasetNotFoundError) or _is_refusal(error):
+            raise DatasetNotFound(
+                f"There is no dataset '{name}'{at}, neither on this host nor on the hub; if it is private or gated, "
+                "accept its terms there and give a token that may read it.",
+                "data",
+            ) from error
         raise DatasetNotFound(
             f"There is no dataset '{name}'{at} on this host, and the hub cannot be reached; "
             "check the connection, or give a path.",
@@ -129,6 +172,11 @@ def _from_hub(name: str, revision: str | None) -> Source:
         raise InvalidDataset(
             f"The dataset '{name}'{at} of the hub cannot be loaded: {_in_one_line(error)}.", "data"
         ) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the hub did answer: no such thing, or nothing for this token."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404)
 
 
 def _from_splits(splits: Mapping[str, Any]) -> Source:
@@ -148,12 +196,12 @@ def _evaluation_split(names: Iterable[str]) -> str | None:
     return next((name for name in EVALUATION_SPLITS if name in there), None)
 
 
-def _rows_of(rows: Any, where: str = "") -> _Rows:
+def _rows_of(rows: Any, where: str = "") -> Rows:
     datasets = sys.modules.get("datasets")  # who has a Dataset has imported it
     if datasets is not None and isinstance(rows, datasets.Dataset):
-        return _Rows(lambda: _dataset_rows(rows, where))
+        return Rows(lambda: _dataset_rows(rows, where))
     if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
-        return _Rows(lambda: _listed_rows(rows, where))
+        return Rows(lambda: _listed_rows(rows, where))
     raise InvalidDataset(
         f"Rows{where} must be a list of dictionaries or a datasets.Dataset, not {type(rows).__name__}.", "data"
     )
@@ -181,55 +229,141 @@ def _dataset_rows(dataset: Any, where: str) -> Iterator[PlacedRow]:
             yield PlacedRow(f"Row {number}{where}", row)
 
 
-def _csv_rows(path: Path) -> Iterator[PlacedRow]:
+def _csv_rows(path: Path) -> Iterator[PlacedRow | InvalidDataset]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(_utf8(handle), strict=True)
+        lines = _Lines(handle)
+        reader = csv.reader(lines, strict=True)
         try:
-            for row in reader:
-                if None in row:
-                    raise InvalidDataset(f"Row {reader.line_num} has more fields than the header.", "file")
-                yield PlacedRow(f"Row {reader.line_num}", row)
+            header = next(reader, [])
+            _require_columns("The file", header)
+            for fields in reader:
+                lines.of_row = 0
+                place = f"Row {reader.line_num}"
+                if len(fields) > len(header):
+                    yield InvalidDataset(f"{place} has more fields than the header.", "file")
+                elif fields:
+                    yield PlacedRow(place, dict(zip_longest(header, fields)))
         except csv.Error as error:
             raise InvalidDataset(f"The file is not valid CSV: {error}.", "file") from error
 
 
-def _json_rows(path: Path) -> Iterator[PlacedRow]:
+def _json_rows(path: Path) -> Iterator[PlacedRow | InvalidDataset]:
     with path.open(encoding="utf-8-sig", newline="") as handle:
-        for number, line in enumerate(_utf8(handle), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InvalidDataset(f"Row {number} is not valid JSON: {error}.", "file") from error
-            if not isinstance(row, dict):
-                raise InvalidDataset(f'Row {number} must be a JSON object such as {{"text": …, "label": …}}.', "file")
-            yield PlacedRow(f"Row {number}", row)
+        lines = _Lines(handle)
+        for number, line in enumerate(lines, start=1):
+            lines.of_row = 0
+            if line.strip():
+                yield _json_row(f"Row {number}", line)
 
 
-def _utf8(handle: TextIO) -> Iterator[str]:
+def _json_row(place: str, line: str) -> PlacedRow | InvalidDataset:
     try:
-        yield from handle
-    except UnicodeDecodeError as error:
-        raise InvalidDataset(f"The file is not UTF-8 text (byte {error.start}); save it as UTF-8.", "file") from error
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            return InvalidDataset(f'{place} must be a JSON object such as {{"text": …, "label": …}}.', "file")
+        _require_columns(place, row)
+        if "\\u" in line and any(UNUSABLE.search(text) for text in _texts(row)):
+            return InvalidDataset(f"{place} holds a null character or half of a surrogate pair; take it out.", "file")
+    except RecursionError:
+        return InvalidDataset(f"{place} is not valid JSON: it is nested too deeply.", "file")
+    except ValueError as error:
+        return InvalidDataset(f"{place} is not valid JSON: {error}.", "file")
+    except InvalidDataset as error:
+        return error
+    return PlacedRow(place, row)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in what JSON can hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+class _Lines:
+    """Lines of a UTF-8 text; who reads them sets `of_row` to 0 after each row, so that no row fills the memory."""
+
+    def __init__(self, handle: TextIO) -> None:
+        self._handle = handle
+        self._number = 0
+        self.of_row = 0  # characters
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = self._handle.readline(MAX_ROW_CHARACTERS + 1)
+        except UnicodeDecodeError as error:
+            raise InvalidDataset(
+                f"The file is not UTF-8 text (byte {error.start}); save it as UTF-8.", "file"
+            ) from error
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self.of_row += len(line)
+        if self.of_row > MAX_ROW_CHARACTERS:
+            raise InvalidDataset(f"Row {self._number} has more than {MAX_ROW_CHARACTERS:,} characters.", "file")
+        if "\0" in line:
+            raise InvalidDataset(f"Row {self._number} holds a null character; save the file as UTF-8 text.", "file")
+        return line
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number = unpacked = 0
+    most = max(EXPANSION_COUNTS_FROM, MAX_EXPANSION * path.stat().st_size)
     try:
         with parquet.ParquetFile(path) as file:
+            _require_columns("The file", file.schema_arrow.names)
             for batch in file.iter_batches(BATCH):
-                for row in batch.to_pylist():
+                for cells in zip(*batch.columns, strict=True):
+                    row = {name: cell.as_py() for name, cell in zip(batch.schema.names, cells, strict=True)}
+                    unpacked += _size(row)
+                    if unpacked > most:
+                        raise HostileArchive(f"The file unpacks to more than {MAX_EXPANSION} times its size.", "file")
                     number += 1
                     yield PlacedRow(f"Row {number}", row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InvalidDataset(
             f"The file is not valid Parquet after row {number}: {_in_one_line(error)}.", "file"
         ) from error
+
+
+def _size(value: Any) -> int:
+    """Roughly the bytes that a cell or a row takes."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return 8
+    return 8 + sum(map(_size, value))
+
+
+def _require_columns(place: str, names: Collection[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise InvalidDataset(f"{place} has {len(names):,} columns, more than {MAX_COLUMNS:,}.", "file")
+    for name in names:
+        if len(name) > MAX_COLUMN_CHARACTERS:
+            raise InvalidDataset(
+                f"{place} has a column whose name is longer than {MAX_COLUMN_CHARACTERS:,} characters: '{name[:20]}…'.",
+                "file",
+            )
+        if UNUSABLE.search(name):
+            raise InvalidDataset(
+                f"{place} has a column with a null character or half of a surrogate pair in its name: {name[:50]!r}.",
+                "file",
+            )
 
 
 def _in_one_line(error: Exception) -> str:

@@ -1,12 +1,13 @@
-"""Ending a process group for certain. Needs the standard library only."""
+"""Processes that talk over pipes, and ending their groups for certain. Needs the standard library only."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
-from typing import AnyStr
+from typing import AnyStr, TextIO
 
 
 def end_group(leader: subprocess.Popen[AnyStr], grace_seconds: float) -> None:
@@ -16,6 +17,13 @@ def end_group(leader: subprocess.Popen[AnyStr], grace_seconds: float) -> None:
         leader.wait(grace_seconds)
     _signal(leader, signal.SIGKILL)
     leader.wait()
+
+
+def take_stdout() -> TextIO:
+    """Keep the real standard output for messages; whatever libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return channel
 
 
 def _signal(leader: subprocess.Popen[AnyStr], number: signal.Signals) -> None:

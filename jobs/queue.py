@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -9,21 +12,27 @@ from jobs.errors import BrokerUnavailable
 from jobs.settings import Settings
 
 RUN_TASK = "jactus.run"
-QUEUE = "jactus"
 CONNECT_SECONDS = 3
 
 
+def queue_of(device_class: str) -> str:
+    """Name of the queue that workers of a class listen to."""
+    return f"jactus.{device_class}"
+
+
 def make_celery(settings: Settings) -> Celery:
-    """Messages are acknowledged on receipt: what is lost is sent again by the sweep."""
+    """A worker takes no more messages than it has free slots. What is lost is sent again by the sweep."""
     app = Celery("jactus", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
-        task_default_queue=QUEUE,
+        task_default_queue=queue_of("cpu"),
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
+        task_acks_late=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
+        worker_enable_remote_control=False,  # whoever reaches the broker may not command workers
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "socket_connect_timeout": CONNECT_SECONDS,
@@ -42,17 +51,26 @@ class Queue:
     def __init__(self, settings: Settings) -> None:
         self._celery = make_celery(settings)
 
-    def send(self, job_id: str) -> None:
-        """Wake a worker for the job; raises BrokerUnavailable."""
+    def send(self, job_id: str, device_class: str) -> None:
+        """Wake a worker of the class for the job; raises BrokerUnavailable."""
+        with self.sending() as send:
+            send(job_id, device_class)
+
+    @contextmanager
+    def sending(self) -> Iterator[Callable[[str, str], None]]:
+        """`send` for many messages, which are cheaper together."""
         try:
-            self._celery.send_task(RUN_TASK, args=[job_id], retry=False)
+            with self._celery.producer_or_acquire() as producer:
+                yield lambda job_id, device_class: self._celery.send_task(
+                    RUN_TASK, args=[job_id], queue=queue_of(device_class), retry=False, producer=producer
+                )
         except OperationalError as error:
             raise BrokerUnavailable("The message broker does not answer; waiting jobs are sent again later.") from error
 
-    def waiting(self) -> int:
-        """Messages that no worker has taken yet."""
+    def waiting(self, device_class: str) -> int:
+        """Messages that no worker of the class has taken yet."""
         with self._celery.connection_for_write() as connection:
-            return int(connection.default_channel.queue_declare(QUEUE, passive=False).message_count)
+            return int(connection.default_channel.queue_declare(queue_of(device_class), passive=False).message_count)
 
     def check(self) -> None:
         """Raise when the broker does not answer."""

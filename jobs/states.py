@@ -16,6 +16,7 @@ class Status(StrEnum):
 
 
 FINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+LIVE = frozenset(Status) - FINAL
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,20 @@ class Move:
 CLAIM = Move(Status.QUEUED, Status.RUNNING)
 SUCCEED = Move(Status.RUNNING, Status.SUCCEEDED, needs_lease=True)
 FAIL = Move(Status.RUNNING, Status.FAILED, needs_lease=True)
+STOPPED = Move(Status.CANCELLING, Status.CANCELLED, needs_lease=True)
+RELEASE = Move(Status.RUNNING, Status.QUEUED, needs_lease=True)  # the worker is asked to end, the job goes on elsewhere
+
 CANCEL_QUEUED = Move(Status.QUEUED, Status.CANCELLED)
 CANCEL_RUNNING = Move(Status.RUNNING, Status.CANCELLING)
-STOPPED = Move(Status.CANCELLING, Status.CANCELLED, needs_lease=True)
+RETRY_FAILED = Move(Status.FAILED, Status.QUEUED)
+RETRY_CANCELLED = Move(Status.CANCELLED, Status.QUEUED)
 
 REQUEUE = Move(Status.RUNNING, Status.QUEUED)  # the worker died, attempts are left
 GIVE_UP = Move(Status.RUNNING, Status.FAILED)  # the worker died once too often
 BURY = Move(Status.CANCELLING, Status.CANCELLED)  # the worker died while stopping
 
-MOVES = (CLAIM, SUCCEED, FAIL, CANCEL_QUEUED, CANCEL_RUNNING, STOPPED, REQUEUE, GIVE_UP, BURY)
+MOVES = (
+    *(CLAIM, SUCCEED, FAIL, STOPPED, RELEASE),
+    *(CANCEL_QUEUED, CANCEL_RUNNING, RETRY_FAILED, RETRY_CANCELLED),
+    *(REQUEUE, GIVE_UP, BURY),
+)

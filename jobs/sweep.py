@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 
-from jobs import store
+from jobs import leases, leftovers, retention
 from jobs.database import Database
+from jobs.dispatching import tell
 from jobs.queue import Queue
-from jobs.settings import Settings
+from jobs.services import Services
 
 logger = logging.getLogger(__name__)
 
 
-def sweep(settings: Settings, database: Database, queue: Queue) -> None:
-    """Take back what died and send again what no worker was told of. Safe to run anywhere, at any time."""
+def sweep(services: Services) -> None:
+    """Take back what died, send again what no worker was told of, delete what is over.
+
+    Safe to run anywhere, at any time, any number of times at once.
+    """
+    settings, database = services.settings, services.database
     with database.writing() as session:
-        store.take_back_dead(session, settings.max_attempts)
+        leases.take_back_dead(session, settings.max_attempts)
+    send_unsent(database, services.queue, settings.resend_seconds, settings.max_running_jobs)
+    with database.writing() as session:
+        retention.expire(session)
+    leftovers.clear(database, services.storage)
+
+
+def send_unsent(database: Database, queue: Queue, resend_seconds: float, max_running: int) -> None:
+    """Send waiting jobs whose message was never sent, or long ago while the queue has fewer messages than jobs."""
     with database.reading() as session:
-        unsent = store.waiting_unsent(session, settings.resend_seconds)
-    if unsent and queue.waiting() < len(unsent):
-        for job_id in unsent:
-            send(database, queue, job_id)
-
-
-def send(database: Database, queue: Queue, job_id: str) -> None:
-    """Tell the workers, then remember that they were told."""
-    queue.send(job_id)
-    with database.writing() as session:
-        store.mark_sent(session, job_id)
+        unsent = leases.waiting_unsent(session, resend_seconds, max_running)
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for job_id, device_class in unsent:
+        by_class[device_class].append(job_id)
+    for device_class, job_ids in by_class.items():
+        if queue.waiting(device_class) < len(job_ids):
+            tell(database, queue, [(job_id, device_class) for job_id in job_ids])

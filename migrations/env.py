@@ -15,6 +15,10 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
 
 engine = make_engine(context.config.attributes["database_url"])
 with engine.connect() as connection:
+    if engine.dialect.name == "sqlite":  # its tables are altered by making them anew, which must not look like deleting
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute("PRAGMA foreign_keys=OFF")
     context.configure(
         connection=connection, target_metadata=Base.metadata, render_as_batch=True, render_item=render_item
     )

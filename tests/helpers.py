@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from jactus_core.config import Hyperparameters
 from jobs import datasets, schemas, store
 from jobs.database import Database
+from jobs.keys import Caller
 from jobs.settings import Settings
 from jobs.tables import Dataset, Job
 from tests.servers import S3
@@ -48,19 +49,24 @@ def s3_settings(server: S3, prefix: str) -> dict[str, Any]:
 def add_dataset(database: Database, folder: Path, rows: int = 60, tenant: str = TENANT) -> Dataset:
     """A described dataset; its file is at `folder`, not in storage."""
     file = write_reviews(folder / "reviews.jsonl", rows)
-    dataset = datasets.check_file(tenant, file.name, file, "text", "label")
+    dataset = datasets.check_file(Caller(tenant, "key_tests"), file.name, file, "text-classification", {})
     with database.writing() as session:
         session.add(dataset)
     return dataset
 
 
 def add_job(
-    database: Database, dataset: Dataset, model: str = "tiny-bert", hyperparameters: Hyperparameters = QUICK
+    database: Database,
+    dataset: Dataset,
+    model: str = "tiny-bert",
+    hyperparameters: Hyperparameters = QUICK,
+    **fields: Any,
 ) -> str:
     """A queued job of the dataset's tenant; returns its id."""
-    request = schemas.JobCreate(model=model, dataset=dataset.id, budgets=(0.8,), hyperparameters=hyperparameters)
+    given = {"model": model, "dataset": dataset.id, "budgets": (0.8,), "hyperparameters": hyperparameters}
+    request = schemas.JobCreate.model_validate({**given, **fields})
     with database.writing() as session:
-        return store.create(session, dataset.tenant, request, None).id
+        return store.create(session, Caller(dataset.tenant, dataset.key_id), request, dataset).id
 
 
 def get_job(database: Database, id: str) -> Job:

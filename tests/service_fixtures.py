@@ -11,7 +11,9 @@ import pytest
 import redis
 
 import migrations
+from jobs import planning
 from jobs.database import Database
+from jobs.helper import Helper
 from jobs.services import Services
 from jobs.settings import Settings
 from tests.helpers import NOBODY_LISTENS, make_settings
@@ -26,6 +28,23 @@ def _environment() -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+class BorrowedHelper(Helper):
+    """Outlives the application that uses it."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_helper() -> Iterator[None]:
+    """Every application of the tests shares one helper process, as starting it takes seconds."""
+    helper = BorrowedHelper(60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "Helper", lambda seconds: helper)
+        yield
+    Helper.close(helper)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-from scripts.write_openapi import TARGET, contract
+from scripts import write_openapi, write_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
@@ -32,6 +33,11 @@ def test_imports_point_one_way(package: str) -> None:
     assert not strangers
 
 
+def test_benchmarks_take_nothing_of_the_tests_but_their_servers() -> None:
+    text = "".join(file.read_text() for file in (ROOT / "benchmarks").rglob("*.py"))
+    assert set(re.findall(r"(?:from|import) (tests[.\w]*)", text)) <= {"tests.servers"}
+
+
 def imports(file: Path) -> set[str]:
     """Top-level packages that a file imports, wherever the statement stands."""
     found = set()
@@ -44,4 +50,10 @@ def imports(file: Path) -> set[str]:
 
 
 def test_the_committed_contract_is_the_code_s() -> None:
-    assert TARGET.read_text() == contract(), "run `make openapi`"
+    assert write_openapi.TARGET.read_text() == write_openapi.contract(), "run `make openapi`"
+
+
+def test_the_table_of_settings_is_the_code_s() -> None:
+    page = write_settings.TARGET.read_text()
+    assert write_settings.table() in page, "run `make settings`"
+    assert write_settings.with_table(page) == page

@@ -1,31 +1,52 @@
-"""`python -m worker`: a Celery worker that runs jobs."""
+"""`python -m worker`: a Celery worker that runs jobs. SIGTERM drains it; its slots are threads, each run a process."""
 
 from __future__ import annotations
 
-import logging
-from functools import cache
+from typing import Any
 
-from jobs.queue import QUEUE, RUN_TASK, make_celery
+from celery.signals import setup_logging, worker_shutting_down
+
+from jobs import logs, tracing
+from jobs.queue import RUN_TASK, make_celery, queue_of
 from jobs.services import Services
 from jobs.settings import Settings
+from worker.drain import Drain
+from worker.folders import tidy
 from worker.supervisor import run_job
 
 settings = Settings()
+services = Services.open(settings)
+drain = Drain(settings.drain_seconds)
 app = make_celery(settings)
-
-
-@cache
-def services() -> Services:
-    """Opened in the pool's process, after the fork."""
-    return Services.open(settings)
 
 
 @app.task(name=RUN_TASK)  # type: ignore[untyped-decorator]
 def run(job_id: str) -> None:
-    run_job(services(), job_id)
+    run_job(services, job_id, drain)
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def set_up_logs(**_: Any) -> None:
+    """Celery leaves logging alone where this signal is answered."""
+    logs.set_up(settings)
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def begin_to_drain(**_: Any) -> None:
+    drain.begin()
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    slots = str(settings.worker_slots)
-    app.worker_main(["worker", "--pool=prefork", f"--concurrency={slots}", f"--queues={QUEUE}", "--loglevel=INFO"])
+    logs.set_up(settings)
+    tracing.set_up(settings, "jactus-worker")
+    tidy(services)
+    slots, queues = settings.worker_slots, ",".join(queue_of(name) for name in settings.worker_classes)
+    try:
+        quiet = (
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        )  # workers know the database, not each other
+        app.worker_main(["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={queues}", *quiet])
+    finally:
+        tracing.shut_down()

@@ -15,6 +15,8 @@ from jobs.processes import end_group
 from worker.pipeline import Message, Specification
 
 POLL_SECONDS = 0.2
+KEPT_OUT = ("JACTUS_", "AWS_")
+"""Beginnings of variables that a run has no business to know."""
 
 
 class Child:
@@ -33,7 +35,7 @@ class Child:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                env={name: value for name, value in os.environ.items() if not name.startswith("JACTUS_")},
+                env={name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)},
                 start_new_session=True,
             )
         self._lines: queue.Queue[str | None] = queue.Queue()

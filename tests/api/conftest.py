@@ -17,6 +17,18 @@ def settings(tmp_path: Path, sqlite_url: str, broker_url: str, tiny_bert: Path) 
 
 
 @pytest.fixture
+def either_settings(settings: Settings, database_url: str) -> Settings:
+    """On SQLite and on PostgreSQL."""
+    return settings.model_copy(update={"database_url": database_url})
+
+
+@pytest.fixture
+def either_client(either_settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(either_settings)) as client:
+        yield signed_in(client)
+
+
+@pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """The real application, called with a valid key."""
     with TestClient(create_app(settings)) as client:

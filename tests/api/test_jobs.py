@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from jactus_core.errors import JactusError
-from jobs import store
+from jobs import leases
 from jobs.database import Database
-from jobs.queue import QUEUE
+from jobs.queue import queue_of
 from jobs.settings import Settings
 from tests.api.requests import assert_refused, create_job, upload_reviews
 from tests.helpers import signed_in, wait_for
@@ -27,7 +27,7 @@ def dataset(client: TestClient) -> str:
 
 def waiting_messages(broker_url: str) -> int:
     with redis.Redis.from_url(broker_url) as broker:
-        length = broker.llen(QUEUE)
+        length = broker.llen(queue_of("cpu"))
         assert isinstance(length, int)
         return length
 
@@ -46,7 +46,7 @@ def test_a_job_waits_with_its_whole_configuration_and_a_worker_is_told(
     assert (job["hyperparameters"]["epochs"], job["hyperparameters"]["weighting"]) == (3, "fisher")
     assert (job["result"], job["error"], job["started_at"], job["finished_at"]) == (None, None, None, None)
     assert client.get(f"/v1/jobs/{job['id']}").json() == job
-    assert waiting_messages(settings.broker_url) == 1
+    wait_for(lambda: waiting_messages(settings.broker_url) == 1, what="sending the message")
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, dataset: str, se
     id = create_job(client, dataset).json()["id"]
     database = Database(settings.database_url)
     with database.writing() as session:
-        lease = store.claim(session, id, 30)
+        lease = leases.claim(session, id, 30)
         assert lease is not None
-        assert store.fail(session, lease, JactusError("It broke.", "dataset"))
+        assert leases.fail(session, lease, JactusError("It broke.", "dataset"))
     database.close()
     assert_refused(client.post(f"/v1/jobs/{id}/cancel"), 409, "invalid_state", None, "failed")
     job = client.get(f"/v1/jobs/{id}").json()

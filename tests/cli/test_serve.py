@@ -15,7 +15,12 @@ import httpx2
 import psutil
 import pytest
 
-from tests.helpers import command_line, descendants, is_alive, wait_for
+from cli.client import Client
+from jobs import schemas
+from jobs.database import Database
+from jobs.states import Status
+from tests.helpers import QUICK, command_line, descendants, get_job, is_alive, wait_for
+from tests.tiny import write_reviews
 
 GONE_SECONDS = 15
 
@@ -52,14 +57,15 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def workers(process: subprocess.Popen[str], but: psutil.Process | None = None) -> list[psutil.Process]:
-    """The head of the worker's process group and its pool, oldest first, once they run without `but`."""
+def worker_of(process: subprocess.Popen[str], but: psutil.Process | None = None) -> psutil.Process:
+    """The worker, once it runs and is not `but`."""
 
     def found() -> list[psutil.Process]:
         running = [worker for worker in descendants("-m worker", process.pid) if "tether" not in command_line(worker)]
-        return running if len(running) > 1 and but not in running else []
+        return [] if but in running else running
 
-    return sorted(wait_for(found, what="the workers"), key=lambda worker: float(worker.create_time()))
+    [worker] = wait_for(found, what="the worker")
+    return worker
 
 
 def test_the_first_lines_say_how_to_use_it_and_a_sigterm_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
@@ -91,14 +97,40 @@ def test_secrets_are_kept_for_the_owner_alone(data_dir: Path, tmp_path: Path) ->
 
 def test_a_killed_worker_is_replaced_and_a_killed_launcher_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as (process, said):
-        head = workers(process)[0]
-        head.kill()
-        workers(process, but=head)
+        worker = worker_of(process)
+        worker.kill()
+        worker_of(process, but=worker)
         assert httpx2.get(f"{said['URL']}/readyz").json()["ready"] is True
         everything = descendants("", process.pid)
 
         process.kill()
         wait_for(lambda: not any(map(is_alive, everything)), GONE_SECONDS, "the end of every process")
+
+
+def test_a_stopped_service_hands_its_running_job_back_and_goes_on_with_it(
+    data_dir: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    shutil.copytree(tiny_bert, data_dir / "models" / "tiny-bert")
+    with serving(tmp_path) as (process, said):
+        with Client(said["URL"], said["API key"]) as client:
+            dataset = client.upload_dataset(write_reviews(tmp_path / "reviews.jsonl"))
+            request = schemas.JobCreate(
+                model="tiny-bert",
+                dataset=dataset.id,
+                budgets=(0.8,),
+                hyperparameters=QUICK.model_copy(update={"epochs": 100}),
+            )
+            job = client.create_job(request).id
+            next(event for event in client.events(job) if event.type == "progress" and event.data.stage == "finetuning")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+    database = Database(f"sqlite:///{data_dir / 'jactus.db'}")
+    assert get_job(database, job).status == Status.QUEUED
+    database.close()
+    with serving(tmp_path) as (process, said), Client(said["URL"], said["API key"]) as client:
+        list(client.events(job))
+        assert (client.job(job).status, client.job(job).attempt) == (Status.SUCCEEDED, 2)
 
 
 def test_a_port_that_is_taken_is_refused_with_a_sentence(data_dir: Path, tmp_path: Path) -> None:

@@ -98,3 +98,23 @@ def test_the_smallest_budget_of_the_whole_model_is_larger(llama: str) -> None:
 def test_a_task_that_the_model_cannot_do_is_refused(llama: str) -> None:
     with pytest.raises(UnsupportedModel, match="no image-classification model of the type 'llama'"):
         estimate(llama, task="image-classification")
+
+
+def test_ranks_are_those_of_a_uniform_allocation(llama: str) -> None:
+    found = estimate(llama, task="text-generation", budgets=(1, 0.5, 0.01), rank_multiple=8)
+    dense, half, least = (point.ranks for point in found.budgets)
+
+    assert dense == {"4096x4096": None, "4096x11008": None, "11008x4096": None}
+    assert half == {"4096x4096": 1024, "4096x11008": 1488, "11008x4096": 1488}
+    assert {*least.values()} == {16, 24}
+    for (m, n), rank in (((4096, 4096), 1024), ((4096, 11008), 1488)):
+        assert rank * (m + n) <= 0.5 * m * n < (rank + 8) * (m + n)
+
+
+def test_a_uniform_allocation_needs_what_its_least_compressible_layer_needs(llama: str) -> None:
+    smallest = [
+        estimate(llama, task="text-generation", allocation=kind, rank_multiple=64).smallest_budget
+        for kind in ("global", "uniform")
+    ]
+    assert smallest[1] == pytest.approx(64 * (4096 + 4096) / 4096**2)
+    assert smallest[0] < smallest[1]

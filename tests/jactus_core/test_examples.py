@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from jactus_core.errors import (
     EmptyDataset,
@@ -53,9 +55,9 @@ def test_texts_and_their_classes_are_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_numeric_labels_are_ordered_by_value_and_before_words() -> None:
-    rows = [{"text": "x", "label": label} for label in (10, "b", 2, -3, "--5", "a", 1, "9" * 5000)]
+    rows = [{"text": "x", "label": label} for label in (10, "b", 2, -3, "--5", "a", 1, "9" * 256)]
 
-    assert only(rows, "text-classification").label_names == ["-3", "1", "2", "10", "--5", "9" * 5000, "a", "b"]
+    assert only(rows, "text-classification").label_names == ["-3", "1", "2", "10", "--5", "9" * 256, "a", "b"]
 
 
 def test_labels_of_one_value_are_always_in_the_same_order() -> None:
@@ -97,6 +99,67 @@ def test_rows_that_no_classifier_can_learn_from_are_refused(
         read_examples(rows, "text-classification")
     assert type(caught.value) is error
     assert caught.value.param == param
+
+
+def test_the_first_faults_are_told_together(tmp_path: Path) -> None:
+    rows = ["{", "[1]", '{"text": "", "label": 1}', '{"text": "x"}', '{"text": "x", "label": 0}', *["{}"] * 1200, "?"]
+    with pytest.raises(InvalidDataset) as caught:
+        read_examples(write(tmp_path / "a.jsonl", "\n".join(rows)), "text-classification")
+
+    places = re.findall(r"Row \d+", caught.value.message)
+    assert places == ["Row 1", "Row 2", "Row 3", "Row 4", "Row 6"]
+    assert caught.value.message.endswith(" And 1,200 more.")
+    assert (type(caught.value), caught.value.param) == (InvalidDataset, "file")
+    assert len(caught.value.message) < 500
+
+
+def test_faults_that_would_be_too_much_to_read_are_only_counted() -> None:
+    rows = [
+        {"text": "x", "label": 1, "a column with a long name " * 8: 1},
+        {"text": "x"},
+        {"x" * 400: ""},
+        {"text": ""},
+    ]
+    with pytest.raises(MissingColumn) as caught:
+        read_examples([{}, *rows], "text-classification")
+
+    told = "Row 1 has no column 'text'; the columns are none. Row 3 has no column 'label'; the columns are 'text'."
+    assert caught.value.message == f"{told} Row 5: column 'text' must hold a non-empty text. And 1 more."
+    assert caught.value.param == "columns.text"
+
+
+def test_a_file_that_breaks_off_is_told_after_the_faults_before(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", b"text,label\n,1\n\0")
+    with pytest.raises(InvalidDataset, match=r"^Row 2: .* non-empty text\. Row 3 holds a null character") as caught:
+        read_examples(file, "text-classification")
+    assert caught.value.param == "text"
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"text": "a\0b", "label": 1}, "text"),
+        ({"text": "a", "label": "\0b"}, "label"),
+        ({"text": "a", "label": "\ud800"}, "label"),
+        ({"text": "a", "label": "x" * 257}, "label"),
+    ],
+)
+def test_what_cannot_be_stored_or_encoded_is_refused(row: dict[str, Any], column: str) -> None:
+    with pytest.raises(InvalidDataset, match=f"Row 2: column '{column}' must hold a"):
+        read_examples([{"text": "x", "label": 0}, row], "text-classification")
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("text-generation", {"text": "x", "prompt": "\0"}),
+        ("multiple-choice", {"question": "\0?", "choices": ["a", "b"], "answer": 0}),
+        ("multiple-choice", {"question": "?", "choices": ["a", "b\0"], "answer": 0}),
+    ],
+)
+def test_no_task_takes_null_characters(task: TaskName, row: dict[str, Any]) -> None:
+    with pytest.raises(InvalidDataset, match="a text without null characters"):
+        read_examples([row], task)
 
 
 def test_a_short_csv_row_has_no_label(tmp_path: Path) -> None:
@@ -167,7 +230,7 @@ def test_many_images_are_all_checked_and_the_first_broken_one_is_named(tmp_path:
         for number in range(600):
             archive.writestr(f"{number % 2}/{number:03}.png", png() if number not in (555, 599) else png()[:50])
 
-    with pytest.raises(UndecodableImage, match=r"Image '1/555\.png' cannot be decoded"):
+    with pytest.raises(UndecodableImage, match=r"Image '1/555\.png' cannot be decoded.* Image '1/599\.png' cannot"):
         read_examples(file, "image-classification")
 
 
@@ -268,9 +331,9 @@ def test_paths_in_a_file_begin_at_its_folder_and_stay_inside(tmp_path: Path) -> 
         with pytest.raises(InvalidDataset, match="Row 3: column 'image' must hold a path inside the folder"):
             read_examples(file, "image-classification")
 
-    write(tmp_path / "set/a.jsonl", json.dumps({"image": {"path": "x\0.png"}, "label": 0}))
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": "x\0.png", "label": 0}]), tmp_path / "set/a.parquet")
     with pytest.raises(InvalidDataset, match="Row 1: column 'image' must hold a path inside the folder"):
-        read_examples(tmp_path / "set/a.jsonl", "image-classification")
+        read_examples(tmp_path / "set/a.parquet", "image-classification")
 
 
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:

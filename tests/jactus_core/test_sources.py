@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import stat
 import struct
@@ -10,16 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx2
 import pyarrow
 import pytest
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+from huggingface_hub import DatasetInfo, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from pyarrow import parquet
 
 from jactus_core import archives, sources
 from jactus_core.errors import DatasetNotFound, EmptyDataset, HostileArchive, InvalidDataset, UndecodableImage
+from jactus_core.examples import Examples, read_examples
 from jactus_core.pictures import Picture
-from jactus_core.sources import PlacedRow, Source, format_of, open_file, open_source
+from jactus_core.sources import (
+    HubVersion,
+    PlacedRow,
+    Source,
+    find_hub_version,
+    format_of,
+    open_file,
+    open_hub,
+    open_source,
+)
 from tests.jactus_core.images import png
 
 CSV = 'text,label\nfine,1\n"two\nlines",0\n'
@@ -103,6 +117,66 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(InvalidDataset, match=message):
         train(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a,b,c,d\n1,2,3,4\n", "The file has 4 columns, more than 3"),
+        ("a.csv", "text,label\nx,1\n" + "x" * 41 + ",1\n", "Row 3 has more than 40 characters"),
+        ("a.csv", "text,label\nx,1\n" + '"\n",' * 20, "Row 13 has more than 40 characters"),
+        ("a.csv", "a,bcdefghijkl\n", "The file has a column whose name is longer than 10 characters"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "c": 3, "d": 4}\n', "Row 2 has 4 columns, more than 3"),
+        ("a.jsonl", '{"a": 1}\n{"a": "' + "x" * 40 + '"}\n', "Row 2 has more than 40 characters"),
+        ("a.jsonl", '{"bcdefghijkl": 1}', "Row 1 has a column whose name is longer than 10 characters"),
+    ],
+)
+def test_what_no_table_has_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, message: str
+) -> None:
+    for limit, value in (("COLUMNS", 3), ("COLUMN_CHARACTERS", 10), ("ROW_CHARACTERS", 40)):
+        monkeypatch.setattr(sources, f"MAX_{limit}", value)
+    with pytest.raises(InvalidDataset, match=message):
+        train(write(tmp_path / name, content))
+
+
+def test_many_rows_may_be_long_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_ROW_CHARACTERS", 20)
+
+    assert len(train(write(tmp_path / "a.csv", "text,label\n" + '"x\ny",1\n' * 10))) == 10
+    assert len(train(write(tmp_path / "a.jsonl", '{"text": "x"}\n' * 10))) == 10
+
+
+def test_parquet_that_unpacks_to_far_more_than_it_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "EXPANSION_COUNTS_FROM", 10_000)
+    nested = pyarrow.array([{"bytes": b"x" * 1000}] * 1000)
+    repeated = pyarrow.DictionaryArray.from_arrays([0] * 1000, ["x" * 1000])
+    for column in (["x" * 1000] * 1000, nested, repeated):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(HostileArchive, match="more than 50 times its size"):
+            train(tmp_path / "a.parquet")
+
+    parquet.write_table(pyarrow.table({"text": ["x" * 1000] * 9}), tmp_path / "a.parquet")
+    assert len(train(tmp_path / "a.parquet")) == 9
+
+
+def test_damaged_parquet_is_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+    generator = random.Random(0)
+    rows = {"text": [f"row {i}" for i in range(1000)], "label": [i % 2 for i in range(1000)]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet", row_group_size=300)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 6)):
+            damaged[generator.randrange(generator.choice([0, len(whole) - 900]), len(whole))] = generator.randrange(256)
+        try:
+            train(write(tmp_path / "b.parquet", bytes(damaged)))
+        except InvalidDataset:
+            refused += 1
+    assert refused > 100
 
 
 def test_parquet_is_read_in_batches_and_keeps_images_as_they_are(
@@ -296,6 +370,14 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_source(path)
 
 
+def test_a_list_of_files_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "a.zip", *(f"cat/{number}.png" for number in range(2000)), content=b"x")
+    open_source(path)
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 100_000)
+    with pytest.raises(HostileArchive, match="list of files takes"):
+        open_source(path)
+
+
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", "cat/1.png", "cat/2.png")
     content = bytearray(path.read_bytes())
@@ -432,12 +514,33 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str
     return calls
 
 
-@pytest.mark.parametrize(("name", "revision"), [("someone/reviews", "v1"), ("reviews", None)])
-def test_a_name_of_the_hub_is_loaded_without_any_other_option(hub: list[Any], name: str, revision: str | None) -> None:
-    source = open_source(name, revision)
+@pytest.mark.parametrize(
+    ("name", "revision", "token"), [("someone/reviews", "v1", None), ("reviews", None, "hf_secret")]
+)
+def test_a_name_of_the_hub_is_loaded_without_any_other_option(
+    hub: list[Any], name: str, revision: str | None, token: str | None
+) -> None:
+    source = open_source(name, revision, token=token)
 
     assert cells(source) == [{"text": "fine"}]
-    assert hub == [((name,), {"revision": revision})]
+    assert hub == [((name,), {"revision": revision, "token": token})]
+
+
+def test_a_dataset_of_the_hub_names_no_files_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = tmp_path / "ours.png", tmp_path / "cache" / "theirs.png"
+    theirs.parent.mkdir()
+    for file in (ours, theirs):
+        file.write_bytes(png())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(theirs.parent))
+
+    def read(*paths: Path) -> Examples:
+        rows = datasets.Dataset.from_dict({"image": [str(path) for path in paths], "label": ["cat", "dog"]})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=rows))
+        return read_examples("someone/pets", "image-classification")[0]
+
+    assert len(read(theirs, theirs)) == 2
+    with pytest.raises(InvalidDataset, match="must hold a path inside the folder"):
+        read(theirs, ours)
 
 
 @pytest.mark.parametrize("data", ["someone/reviews.csv", "nothing.ZIP", Path("someone/reviews"), "/no/such/folder"])
@@ -490,6 +593,55 @@ def test_what_the_hub_refuses_is_a_sentence(
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(error, match=message):
         open_source("a/b", "v1")
+
+
+def dataset_info(monkeypatch: pytest.MonkeyPatch, answer: DatasetInfo | Exception) -> list[dict[str, Any]]:
+    """Options of the calls that the hub answers so."""
+    calls: list[dict[str, Any]] = []
+
+    def info(_: HfApi, name: str, **options: Any) -> DatasetInfo:
+        calls.append({"name": name, **options})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    return calls
+
+
+def test_a_version_of_the_hub_is_a_commit_with_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [{"rfilename": "a.parquet", "size": 1000}, {"rfilename": "b", "size": 24}, {"rfilename": "c"}]
+    counts: dict[str, Any] = {"downloads": 0, "likes": 0, "tags": []}
+    info = DatasetInfo(id="a/b", sha="c0ffee", siblings=files, **counts)  # type: ignore[no-untyped-call]
+    calls = dataset_info(monkeypatch, info)
+
+    assert find_hub_version("a/b", "main", "hf_token") == HubVersion("c0ffee", 1024)
+    assert [(call["name"], call["revision"], call["token"]) for call in calls] == [("a/b", "main", "hf_token")]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, "a token that may read it"), (404, "a token that may read it"), (503, "the hub cannot be reached")],
+)
+def test_a_version_that_the_hub_does_not_give_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, status: int, message: str
+) -> None:
+    request = httpx2.Request("GET", "https://huggingface.co/api/datasets/a/b")
+    dataset_info(monkeypatch, HfHubHTTPError("no", response=httpx2.Response(status, request=request)))
+    with pytest.raises(DatasetNotFound, match=message):
+        find_hub_version("a/b")
+    with pytest.raises(DatasetNotFound, match="nor a hub id"):
+        find_hub_version("../b")
+
+
+def test_a_folder_of_this_host_is_no_dataset_of_the_hub(
+    hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "someone/reviews/a.csv", CSV)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetNotFound, match="There is no dataset 'someone/reviews'"):
+        open_hub("someone/reviews")
+    assert hub == []
 
 
 def test_an_offline_host_says_that_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

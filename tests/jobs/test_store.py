@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from jactus_core.errors import JactusError
-from jobs import datasets, store
+from jobs import datasets, leases, store
 from jobs.clock import now
 from jobs.database import Database
 from jobs.errors import NotFound, WrongState
@@ -28,16 +28,16 @@ def dataset(database: Database, tmp_path: Path) -> Dataset:
     return add_dataset(database, tmp_path)
 
 
-def claim(database: Database, id: str, lease_seconds: float = 30) -> store.Lease:
+def claim(database: Database, id: str, lease_seconds: float = 30) -> leases.Lease:
     with database.writing() as session:
-        lease = store.claim(session, id, lease_seconds)
+        lease = leases.claim(session, id, lease_seconds)
     assert lease is not None
     return lease
 
 
 def take_back_dead(database: Database, max_attempts: int = 3) -> None:
     with database.writing() as session:
-        store.take_back_dead(session, max_attempts)
+        leases.take_back_dead(session, max_attempts)
 
 
 def cancel(database: Database, id: str) -> None:
@@ -62,7 +62,7 @@ def test_a_job_is_claimed_once_however_many_workers_want_it(database: Database, 
     def claim_all(thread: int) -> None:
         for id in random.Random(thread).sample(ids, len(ids)):
             with database.writing() as session:
-                if store.claim(session, id, 30):
+                if leases.claim(session, id, 30):
                     claimed.append(id)
 
     in_threads(claim_all)
@@ -82,11 +82,11 @@ def test_a_worker_that_was_given_up_for_dead_can_change_nothing(database: Databa
     before, events = store.describe(get_job(database, id)), get_events(database, id)
 
     with database.writing() as session:
-        assert store.renew(session, stale, 30) is None
-        store.record_progress(session, stale, "finetuning", 0.5, "of the stale worker")
-        assert not store.succeed(session, stale, {}, [_artifact(id)])
-        assert not store.fail(session, stale, JactusError("It broke."))
-        assert not store.confirm_stopped(session, stale)
+        assert leases.renew(session, stale, 30) is None
+        leases.record_progress(session, stale, "finetuning", 0.5, "of the stale worker")
+        assert not leases.succeed(session, stale, {}, [_artifact(id)])
+        assert not leases.fail(session, stale, JactusError("It broke."))
+        assert not leases.confirm_stopped(session, stale)
 
     assert store.describe(get_job(database, id)) == before
     assert get_events(database, id) == events
@@ -98,8 +98,8 @@ def test_a_job_of_a_dead_worker_waits_again_as_if_new(database: Database, datase
     id = add_job(database, dataset)
     lease = claim(database, id)
     with database.writing() as session:
-        store.mark_sent(session, id)
-        store.record_progress(session, lease, "finetuning", 0.5, "")
+        leases.mark_sent(session, [id])
+        leases.record_progress(session, lease, "finetuning", 0.5, "")
     started_at = get_job(database, id).started_at
     expire(database, id)
 
@@ -146,7 +146,7 @@ def test_a_job_whose_worker_lives_is_left_alone(database: Database, dataset: Dat
     lease = claim(database, id)
     expire(database, id)
     with database.writing() as session:
-        assert store.renew(session, lease, 30) == Status.RUNNING
+        assert leases.renew(session, lease, 30) == Status.RUNNING
 
     take_back_dead(database)
 
@@ -172,7 +172,7 @@ def test_event_numbers_have_no_gap_and_no_twin_under_concurrent_writers(database
     def report(thread: int) -> None:
         for step in range(10):
             with database.writing() as session:
-                store.record_progress(session, lease, "finetuning", step / 10, str(thread))
+                leases.record_progress(session, lease, "finetuning", step / 10, str(thread))
 
     in_threads(report)
 
@@ -189,7 +189,7 @@ def test_a_waiting_job_is_cancelled_at_once(database: Database, dataset: Dataset
     assert get_job(database, id).finished_at is not None
     assert get_statuses(database, id) == ["queued", "cancelled"]
     with database.writing() as session:
-        assert store.claim(session, id, 30) is None
+        assert leases.claim(session, id, 30) is None
 
 
 def test_a_running_job_is_cancelled_through_its_worker(database: Database, dataset: Dataset) -> None:
@@ -200,9 +200,9 @@ def test_a_running_job_is_cancelled_through_its_worker(database: Database, datas
 
     assert get_statuses(database, id) == ["queued", "running", "cancelling"]
     with database.writing() as session:
-        assert store.renew(session, lease, 30) == Status.CANCELLING
-        assert not store.succeed(session, lease, {}, [_artifact(id)])
-        assert store.confirm_stopped(session, lease)
+        assert leases.renew(session, lease, 30) == Status.CANCELLING
+        assert not leases.succeed(session, lease, {}, [_artifact(id)])
+        assert leases.confirm_stopped(session, lease)
     assert get_job(database, id).status == Status.CANCELLED
     with database.reading() as session:
         assert store.artifacts(session, id) == []
@@ -212,7 +212,7 @@ def test_cancelling_a_finished_job_is_refused_with_its_state(database: Database,
     id = add_job(database, dataset)
     lease = claim(database, id)
     with database.writing() as session:
-        assert store.succeed(session, lease, {}, [])
+        assert leases.succeed(session, lease, {}, [])
 
     with pytest.raises(WrongState, match="succeeded already"):
         cancel(database, id)
@@ -222,7 +222,7 @@ def test_a_success_publishes_its_artifacts(database: Database, dataset: Dataset)
     id = add_job(database, dataset)
     lease = claim(database, id)
     with database.writing() as session:
-        assert store.succeed(session, lease, {"answer": 42}, [_artifact(id)])
+        assert leases.succeed(session, lease, {"answer": 42}, [_artifact(id)])
 
     job = get_job(database, id)
     assert (job.status, job.result, job.lease_token) == (Status.SUCCEEDED, {"answer": 42}, None)
@@ -237,8 +237,8 @@ def test_tenants_do_not_see_each_other(database: Database, dataset: Dataset, tmp
     their_job, my_job = add_job(database, theirs), add_job(database, dataset)
 
     with database.reading() as session:
-        assert [job.id for job in store.list_jobs(session, TENANT, None, None, 10)] == [my_job]
-        assert [found.id for found in datasets.list_datasets(session, TENANT, None, 10)] == [dataset.id]
+        assert [job.id for job in store.list_jobs(session, TENANT)] == [my_job]
+        assert [found.id for found in datasets.list_datasets(session, TENANT)] == [dataset.id]
         with pytest.raises(NotFound, match=their_job):
             store.find(session, TENANT, their_job)
         with pytest.raises(NotFound, match=theirs.id):
@@ -250,9 +250,9 @@ def test_pages_of_jobs_are_whole_and_newest_first(database: Database, dataset: D
     cancel(database, ids[1])
     seen: list[str] = []
     with database.reading() as session:
-        while page := store.list_jobs(session, TENANT, None, seen[-1] if seen else None, 2)[:2]:
+        while page := store.list_jobs(session, TENANT, seen[-1] if seen else None, 2)[:2]:
             seen += [job.id for job in page]
-        cancelled = store.list_jobs(session, TENANT, Status.CANCELLED, None, 2)
+        cancelled = store.list_jobs(session, TENANT, status=Status.CANCELLED)
 
     assert seen == ids
     assert [job.id for job in cancelled] == [ids[1]]

@@ -10,12 +10,12 @@ import pytest
 import redis
 from sqlalchemy import update
 
-from jobs import store
+from jobs import leases
 from jobs.clock import now
-from jobs.queue import QUEUE
+from jobs.queue import queue_of
 from jobs.services import Services
 from jobs.settings import Settings
-from jobs.sweep import send, sweep
+from jobs.sweep import sweep
 from jobs.tables import Job
 from tests.helpers import add_dataset, add_job, get_job, get_statuses
 
@@ -31,7 +31,14 @@ def job(services: Services, tmp_path: Path) -> str:
 
 
 def run_sweep(services: Services) -> None:
-    sweep(services.settings, services.database, services.queue)
+    sweep(services)
+
+
+def send(services: Services, id: str) -> None:
+    """As a dispatcher does."""
+    services.queue.send(id, "cpu")
+    with services.database.writing() as session:
+        leases.mark_sent(session, [id])
 
 
 def lose_messages(services: Services) -> None:
@@ -47,45 +54,45 @@ def sent_long_ago(services: Services, id: str) -> None:
 
 def test_a_job_whose_message_was_never_sent_is_sent(services: Services, job: str) -> None:
     run_sweep(services)
-    assert services.queue.waiting() == 1
+    assert services.queue.waiting("cpu") == 1
     assert get_job(services.database, job).sent_at is not None
 
 
 def test_a_message_carries_the_job_id_and_nothing_else(services: Services, job: str) -> None:
-    send(services.database, services.queue, job)
+    send(services, job)
     with redis.Redis.from_url(services.settings.broker_url, decode_responses=True) as client:
-        [message] = client.lrange(QUEUE, 0, -1)
+        [message] = client.lrange(queue_of("cpu"), 0, -1)
     assert json.loads(message)["headers"]["argsrepr"] == f"['{job}']"
 
 
 def test_a_job_whose_message_was_lost_is_sent_again_after_a_while(services: Services, job: str) -> None:
-    send(services.database, services.queue, job)
+    send(services, job)
     lose_messages(services)
     run_sweep(services)
-    assert services.queue.waiting() == 0, "too early"
+    assert services.queue.waiting("cpu") == 0, "too early"
     sent_long_ago(services, job)
     run_sweep(services)
-    assert services.queue.waiting() == 1
+    assert services.queue.waiting("cpu") == 1
 
 
 def test_waiting_messages_are_not_multiplied(services: Services, job: str) -> None:
-    send(services.database, services.queue, job)
+    send(services, job)
     for _ in range(5):
         sent_long_ago(services, job)
         run_sweep(services)
-    assert services.queue.waiting() == 1
+    assert services.queue.waiting("cpu") == 1
 
 
 def test_a_job_that_does_not_wait_is_not_sent(services: Services, job: str) -> None:
     with services.database.writing() as session:
-        store.claim(session, job, 30)
+        leases.claim(session, job, 30)
     run_sweep(services)
-    assert services.queue.waiting() == 0
+    assert services.queue.waiting("cpu") == 0
 
 
 def test_a_job_of_a_dead_worker_is_sent_at_once(services: Services, job: str) -> None:
     with services.database.writing() as session:
-        store.claim(session, job, -1)
+        leases.claim(session, job, -1)
     run_sweep(services)
     assert get_statuses(services.database, job) == ["queued", "running", "queued"]
-    assert services.queue.waiting() == 1
+    assert services.queue.waiting("cpu") == 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
-from sqlalchemy import inspect
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, inspect
 
 import migrations
-from jobs.database import make_engine
-from jobs.tables import Base
+from jobs.clock import now
+from jobs.database import REVISION, Database, make_engine
+from jobs.tables import Base, Dataset, Job
 from tests.servers import Postgres
 
 
@@ -49,3 +52,50 @@ def test_an_upgrade_of_what_is_up_to_date_changes_nothing(empty_database: str) -
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
     command.check(migrations.alembic_config(empty_database))
+
+
+def test_what_the_first_release_stored_is_still_there(empty_database: str) -> None:
+    command.upgrade(migrations.alembic_config(empty_database), "0001")
+    engine = make_engine(empty_database)
+    moment = now()
+    with engine.begin() as connection:
+        old = MetaData()
+        old.reflect(connection)
+        dataset: dict[str, Any] = {
+            "id": "dataset_1",
+            "tenant": "default",
+            "filename": "a.csv",
+            "format": "csv",
+            "bytes": 9,
+            "rows": 4,
+        }
+        dataset |= {"sha256": "abc", "storage_key": "datasets/dataset_1/data.csv", "created_at": moment}
+        dataset |= {"text_column": "sentence", "label_column": "label", "classes": '{"good": 2, "bad": 2}'}
+        connection.execute(old.tables["datasets"].insert(), dataset)
+        job: dict[str, Any] = {
+            "id": "job_1",
+            "tenant": "default",
+            "status": "queued",
+            "task": "text-classification",
+            "model": "tiny",
+        }
+        job |= {"dataset_id": "dataset_1", "config": "{}", "user_metadata": "{}", "progress": 0, "attempt": 0}
+        connection.execute(old.tables["jobs"].insert(), job | {"last_event": 0, "created_at": moment})
+    engine.dispose()
+
+    migrations.upgrade(empty_database)
+
+    database = Database(empty_database)
+    with database.reading() as session:
+        found, job_found = session.get_one(Dataset, "dataset_1"), session.get_one(Job, "job_1")
+        assert (found.name, found.columns) == ("a.csv", {"text": "sentence", "label": "label"})
+        assert (found.task, found.eval_rows, found.deleted_at) == ("text-classification", 0, None)
+        assert (job_found.outputs, job_found.device_class, job_found.deleted_at) == (["checkpoint"], "cpu", None)
+    database.close()
+
+
+def test_the_code_knows_the_newest_revision() -> None:
+    script = ScriptDirectory.from_config(migrations.alembic_config("sqlite://"))
+    revisions = [revision.revision for revision in script.walk_revisions()]
+    assert script.get_current_head() == revisions[0] == REVISION
+    assert revisions == sorted(revisions, reverse=True)  # by which readiness tells older from newer

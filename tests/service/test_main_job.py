@@ -65,8 +65,8 @@ def test_a_dataset_and_a_model_become_checkpoints_that_classify(
     events = list(client.events(job.id))
 
     assert [event.number for event in events] == list(range(1, len(events) + 1))
-    assert [event.data["status"] for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
-    assert {event.data["stage"] for event in events if event.type == "progress"} == set(STAGES)
+    assert [event.data.status for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
+    assert {event.data.stage for event in events if event.type == "progress"} == set(STAGES)
     done = client.job(job.id)
     assert done.result is not None
     assert [point.budget for point in done.result.budgets] == list(BUDGETS)
@@ -97,7 +97,7 @@ def test_a_job_survives_its_worker(client: Client, job: schemas.Job) -> None:
     [group] = groups
     os.killpg(group, signal.SIGKILL)
 
-    statuses = [event.data["status"] for event in client.events(job.id) if event.type == "status"]
+    statuses = [event.data.status for event in client.events(job.id) if event.type == "status"]
 
     assert statuses == ["queued", "running", "queued", "running", "succeeded"]
     assert client.job(job.id).attempt == 2

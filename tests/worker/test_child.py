@@ -27,8 +27,8 @@ pipeline._run = run
 sys.exit(pipeline.main())
 """
 SPECIFICATION = (
-    '{"model": "m", "revision": null, "model_root": "/", "dataset": "/d", "format": "csv", "text_column": "t",'
-    ' "label_column": "l", "output": "/o", "config": {}}\n'
+    '{"model": "m", "revision": null, "model_root": "/", "dataset": "/d", "format": "csv",'
+    ' "dataset_revision": null, "columns": {}, "output": "/o", "config": {}}\n'
 )
 
 
