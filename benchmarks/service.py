@@ -101,7 +101,9 @@ class Service:
         folder.mkdir()
         environment = {**self.settings.environment(), "PYTHONPATH": str(Path(__file__).parent.parent)}
         command = [sys.executable, "-m", module]
-        self._processes.enter_context(Server(command, folder, ready, Exception, env=environment))
+        self._processes.enter_context(
+            Server(command, folder, ready, Exception, start_seconds=START_SECONDS, env=environment)
+        )
 
     def client(self) -> Client:
         return Client(f"http://{load.HOST}:{self.settings.port}", self.key)

@@ -208,8 +208,10 @@ class Server:
         ready: Callable[[], object],
         expected: type[Exception],
         stop: signal.Signals = signal.SIGTERM,
+        start_seconds: float = START_SECONDS,
         **how: Any,
     ) -> None:
+        self._start_seconds = start_seconds
         self._command, self._folder, self._how = command, folder, how
         self._ready, self._expected, self._stop = ready, expected, stop
         self._process: subprocess.Popen[bytes] | None = None
@@ -227,7 +229,7 @@ class Server:
             self._process = subprocess.Popen(
                 self._command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._how
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while True:
             try:
                 self._ready()
