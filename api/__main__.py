@@ -25,11 +25,10 @@ def application() -> FastAPI:
     return app
 
 
-if __name__ == "__main__":
-    settings = Settings()
-    logs.set_up(settings)
+def serve(application: str, settings: Settings) -> None:
+    """Run what the factory of this name makes, until the process is asked to end."""
     uvicorn.run(
-        "api.__main__:application",
+        application,
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -37,3 +36,9 @@ if __name__ == "__main__":
         access_log=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+
+
+if __name__ == "__main__":
+    settings = Settings()
+    logs.set_up(settings)
+    serve("api.__main__:application", settings)

@@ -15,7 +15,7 @@ from api.dependencies import After, Here, Limit, Reader, Writer, page_of
 from api.errors import responses
 from api.limits import too_large
 from jactus_core.tasks import TaskName
-from jobs import datasets, leftovers, limits, retention, schemas, secrets, uploads
+from jobs import datasets, leftovers, limits, schemas, secrets, uploads
 from jobs.errors import InvalidParameter
 from jobs.schemas.common import Name
 from jobs.services import Services
@@ -41,7 +41,7 @@ def upload_dataset(
     if (file.size or 0) > services.settings.max_upload_bytes:
         raise too_large(services.settings.max_upload_bytes)
     name, mapping = uploads.file_name(file.filename or "", "file"), _columns(columns)
-    with tempfile.TemporaryDirectory(prefix="jactus-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=uploads.SCRATCH) as folder:
         path = Path(folder) / "upload"
         sha256 = uploads.write_hashed(iter(lambda: file.file.read(CHUNK_BYTES), b""), path)
         dataset = datasets.check_file(caller, name, path, task, mapping, sha256)
@@ -55,15 +55,11 @@ def upload_dataset(
 @router.post("/from-upload", status_code=201, responses=responses(404, 409, 413))
 def create_from_upload(caller: Writer, services: Here, request: schemas.DatasetFromUpload) -> schemas.Dataset:
     """Make a dataset of a file that has arrived in parts. It is checked like any other; then the upload is gone."""
-    with services.database.reading() as session:
-        upload = uploads.find_upload(session, caller.tenant, request.upload, "upload")
-    with tempfile.TemporaryDirectory(prefix="jactus-upload-") as folder:
-        path = Path(folder) / "upload"
-        sha256 = uploads.assemble(services, upload, path)
+    with uploads.assembled(services, caller.tenant, request.upload) as (upload, path, sha256):
         dataset = datasets.check_file(caller, upload.filename, path, request.task, request.columns, sha256)
         _put(services, dataset, path)
     with services.database.writing() as session:
-        retention.drop_upload(session, uploads.find_upload(session, caller.tenant, upload.id, "upload", lock=True))
+        uploads.drop(session, uploads.find_upload(session, caller.tenant, upload.id, "upload", lock=True))
         return _keep(session, dataset)
 
 

@@ -10,8 +10,8 @@ from fastapi.security import HTTPBearer
 
 from api.callers import Callers
 from jobs.errors import Forbidden
-from jobs.keys import Caller, Scope
-from jobs.schemas import Item, Page
+from jobs.keys import Caller
+from jobs.schemas import Item, Page, Scope
 from jobs.services import Services
 
 Row = TypeVar("Row")

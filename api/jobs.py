@@ -98,7 +98,7 @@ def cancel_job(caller: Writer, services: Here, job_id: str) -> schemas.Job:
 
 @router.post("/{job_id}/retry", responses=responses(404, 409, 429))
 def retry_job(caller: Writer, services: Here, job_id: str) -> schemas.Job:
-    """Run a failed or cancelled job again, from the last stage that was finished; asking again changes nothing."""
+    """Run a failed or cancelled job again, from the beginning; asking again changes nothing."""
     with services.database.writing() as session:
         job = store.find(session, caller.tenant, job_id)
         datasets.find_dataset(session, caller.tenant, job.dataset_id, keep=True)

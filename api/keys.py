@@ -14,10 +14,8 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(401, 40
 @router.post("", status_code=201, responses=responses(413))
 def create_key(caller: Admin, services: Here, request: schemas.KeyCreate) -> schemas.NewApiKey:
     """Make a key. This answer is the only one that ever shows it."""
-    key, secret = keys.new_key(), services.settings.secret_key.get_secret_value()
     with services.database.writing() as session:
-        own = request.limits.model_dump(exclude_none=True)
-        made = keys.create_key(session, key, secret, request.tenant, request.name, request.scopes, own)
+        made, key = keys.make_key(session, request, services.settings.secret_key.get_secret_value())
         shown = schemas.ApiKey.model_validate(made)
     return schemas.NewApiKey(**shown.model_dump(), key=key)
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, File, UploadFile
 from api.dependencies import After, Here, Limit, Reader, Writer, page_of
 from api.errors import responses
 from api.limits import too_large
-from jobs import limits, models, retention, schemas, uploads
+from jobs import limits, models, schemas, uploads
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=responses(401, 403, 422))
 
@@ -28,7 +28,7 @@ def upload_model(
         raise too_large(services.settings.max_upload_bytes)
     with services.database.reading() as session:
         limits.check_storage(session, caller, services.settings, file.size or 0)
-    with tempfile.NamedTemporaryFile(prefix="jactus-upload-") as archive:
+    with tempfile.NamedTemporaryFile(prefix=uploads.SCRATCH) as archive:
         shutil.copyfileobj(file.file, archive)
         archive.flush()
         filename = Path(file.filename or "").name
@@ -39,14 +39,10 @@ def upload_model(
 @router.post("/from-upload", status_code=201, responses=responses(404, 409, 413))
 def create_from_upload(caller: Writer, services: Here, request: schemas.ModelFromUpload) -> schemas.Model:
     """Make a model of an archive that has arrived in parts. It is checked like any other; then the upload is gone."""
-    with services.database.reading() as session:
-        upload = uploads.find_upload(session, caller.tenant, request.upload, "upload")
-    with tempfile.TemporaryDirectory(prefix="jactus-upload-") as folder:
-        archive = Path(folder) / "upload"
-        uploads.assemble(services, upload, archive)
+    with uploads.assembled(services, caller.tenant, request.upload) as (upload, archive, _):
         model = models.receive(services.database, services.storage, caller, upload.filename, archive)
     with services.database.writing() as session:
-        retention.drop_upload(session, uploads.find_upload(session, caller.tenant, upload.id, "upload", lock=True))
+        uploads.drop(session, uploads.find_upload(session, caller.tenant, upload.id, "upload", lock=True))
     return schemas.Model.model_validate(model)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from api.dependencies import Here, Reader, Writer
 from api.errors import responses
-from jobs import limits, retention, schemas, uploads
+from jobs import limits, schemas, uploads
 from jobs.errors import InvalidParameter
 from jobs.keys import Caller
 from jobs.services import Services
@@ -59,7 +59,7 @@ async def put_part(
     """Send a part as the plain body. Every part but the last has exactly `part_bytes`; sent again, it is replaced."""
     upload = await run_in_threadpool(_find, services, caller, upload_id)
     size = uploads.size_of_part(upload, number, services.settings)
-    with tempfile.TemporaryDirectory(prefix="jactus-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=uploads.SCRATCH) as folder:
         file = Path(folder) / "part"
         sha256 = await _receive(request, file, size, number)
         return await run_in_threadpool(uploads.keep_part, services, upload, number, file, sha256)
@@ -69,7 +69,7 @@ async def put_part(
 def delete_upload(caller: Writer, services: Here, upload_id: str) -> None:
     """Forget an upload and its parts."""
     with services.database.writing() as session:
-        retention.drop_upload(session, uploads.find_upload(session, caller.tenant, upload_id, lock=True))
+        uploads.drop(session, uploads.find_upload(session, caller.tenant, upload_id, lock=True))
 
 
 def _find(services: Services, caller: Caller, id: str) -> Upload:

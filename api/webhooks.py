@@ -21,7 +21,7 @@ def create_webhook(
     """Be told when your jobs change. This answer is the only one that ever shows the secret that verifies messages."""
     _check_url(services, request.url)
     with services.database.writing() as session:
-        made, secret = webhooks.create(session, caller.tenant, request, _vault(services))
+        made, secret = webhooks.create(session, caller.tenant, request, Vault.of(services.settings))
     response.headers["Location"] = f"/v1/webhooks/{made.id}"
     return _with_secret(made, secret)
 
@@ -66,7 +66,7 @@ def rotate_secret(caller: Writer, services: Here, webhook_id: str) -> schemas.Ne
     """Sign with a new secret from now on. This answer is the only one that ever shows it."""
     with services.database.writing() as session:
         webhook = webhooks.find(session, caller.tenant, webhook_id)
-        secret = webhooks.rotate_secret(webhook, _vault(services))
+        secret = webhooks.rotate_secret(webhook, Vault.of(services.settings))
     return _with_secret(webhook, secret)
 
 
@@ -101,10 +101,6 @@ def redeliver(caller: Writer, services: Here, webhook_id: str, delivery_id: str)
 
 def _check_url(services: Services, url: str) -> None:
     addresses.check_url(url, services.settings.allow_private_addresses, "url")
-
-
-def _vault(services: Services) -> Vault:
-    return Vault(services.settings.secret_key.get_secret_value())
 
 
 def _with_secret(webhook: Webhook, secret: str) -> schemas.NewWebhook:

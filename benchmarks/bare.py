@@ -6,10 +6,10 @@ own engine. No key is asked for, nothing is looked up, planned, limited, logged 
 
 from __future__ import annotations
 
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
+from api.__main__ import serve
 from jobs.clock import new_id, now
 from jobs.database import make_engine
 from jobs.keys import DEFAULT_TENANT
@@ -50,12 +50,4 @@ def application() -> FastAPI:
 
 
 if __name__ == "__main__":
-    settings = Settings()
-    uvicorn.run(
-        "benchmarks.bare:application",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-    )
+    serve("benchmarks.bare:application", Settings())

@@ -50,11 +50,9 @@ def create(
         "max_requests_per_minute": max_requests_per_minute,
     }
     request = _checked({"tenant": tenant, "name": name, "scopes": scope or ["read", "write"], "limits": limits})
-    settings, key = _settings(), keys.new_key()
+    settings = _settings()
     with _writing(settings) as session:
-        own = request.limits.model_dump(exclude_none=True)
-        secret = settings.secret_key.get_secret_value()
-        made = keys.create_key(session, key, secret, request.tenant, request.name, request.scopes, own)
+        made, key = keys.make_key(session, request, settings.secret_key.get_secret_value())
     typer.echo(f"ID       {made.id}")
     typer.echo(f"API key  {key}")
     typer.echo("\nKeep the key; it is not shown again.")

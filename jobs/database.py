@@ -6,16 +6,18 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import NotReady
+
+Row = TypeVar("Row")
 
 SQLITE_BUSY_SECONDS = 30
 CONNECTIONS = 15
@@ -63,6 +65,13 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def newest_first(session: Session, query: Select[Row], id: Any, after: str | None, limit: int) -> list[Row]:
+    """The rows past the id `after`; `limit` + 1 of them, so that the caller sees whether there are more."""
+    if after is not None:
+        query = query.where(id < after)
+    return list(session.scalars(query.order_by(id.desc()).limit(limit + 1)))
 
 
 def insert(session: Session, table: type[Any]) -> Any:

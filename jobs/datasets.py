@@ -15,6 +15,7 @@ from jactus_core.sources import Source, find_hub_version, format_of, open_file, 
 from jactus_core.tasks import TASKS, TaskName
 from jobs import leftovers, schemas
 from jobs.clock import new_id, now
+from jobs.database import newest_first
 from jobs.errors import InUse, InvalidParameter, NotFound
 from jobs.keys import Caller
 from jobs.states import LIVE
@@ -93,9 +94,7 @@ def find_dataset(session: Session, tenant: str, id: str, param: str | None = Non
 def list_datasets(session: Session, tenant: str, after: str | None = None, limit: int = 20) -> list[Dataset]:
     """Newest first; `limit` + 1 rows, so that the caller sees whether there are more."""
     query = select(Dataset).where(Dataset.tenant == tenant, Dataset.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(Dataset.id < after)
-    return list(session.scalars(query.order_by(Dataset.id.desc()).limit(limit + 1)))
+    return newest_first(session, query, Dataset.id, after, limit)
 
 
 def delete_dataset(session: Session, dataset: Dataset) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from jobs import webhooks
 from jobs.clock import new_id, now
+from jobs.database import newest_first
 from jobs.errors import NotFound, WrongState
 from jobs.states import Status
 from jobs.tables import Delivery, Job, Webhook
@@ -70,9 +71,7 @@ def find(session: Session, webhook: Webhook, id: str) -> Delivery:
 def list_deliveries(session: Session, webhook: Webhook, after: str | None, limit: int) -> list[Delivery]:
     """Newest first; `limit` + 1 rows."""
     query = select(Delivery).where(Delivery.webhook_id == webhook.id)
-    if after is not None:
-        query = query.where(Delivery.id < after)
-    return list(session.scalars(query.order_by(Delivery.id.desc()).limit(limit + 1)))
+    return newest_first(session, query, Delivery.id, after, limit)
 
 
 def send_again(session: Session, webhook: Webhook, delivery: Delivery) -> None:

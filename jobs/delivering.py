@@ -36,7 +36,7 @@ class Sender:
         self, services: Services, resolve: Resolver = addresses.resolve, tls: ssl.SSLContext | None = None
     ) -> None:
         self._settings, self._database, self._resolve = services.settings, services.database, resolve
-        self._vault = Vault(services.settings.secret_key.get_secret_value())
+        self._vault = Vault.of(services.settings)
         self._tls = tls or httpx2.create_ssl_context()
         self._busy: dict[str, asyncio.Task[None]] = {}  # by webhook
 

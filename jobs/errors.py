@@ -13,6 +13,14 @@ class ServiceError(JactusError):
     status: ClassVar[int] = 400
 
 
+class Told(JactusError):
+    """What a helper or a run says went wrong, in its own words."""
+
+    def __init__(self, code: str, message: str, param: str | None) -> None:
+        super().__init__(message, param)
+        self.code = code
+
+
 class NotFound(ServiceError):
     """No such thing, or not yours."""
 

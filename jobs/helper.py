@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jactus_core.errors import JactusError, UnsupportedModel
-from jobs.errors import ServiceError
+from jactus_core.errors import UnsupportedModel
+from jobs.errors import ServiceError, Told
 from jobs.planner import Answer, Request
 from jobs.processes import end_group
 
@@ -37,14 +37,6 @@ class PlanningBusy(ServiceError):
 
     code = "planning_busy"
     status = 503
-
-
-class RefusedByHelper(JactusError):
-    """The helper said why."""
-
-    def __init__(self, code: str, message: str, param: str | None) -> None:
-        super().__init__(message, param)
-        self.code = code
 
 
 class Helper:
@@ -74,7 +66,7 @@ class Helper:
             raise UnsupportedModel(f"Looking at the config.json of '{request.model}' ends the process.", "model")
         answer = Answer.model_validate_json(line)
         if answer.error is not None:
-            raise RefusedByHelper(**answer.error)  # type: ignore[arg-type]  # its three fields are those of errors
+            raise Told(**answer.error)  # type: ignore[arg-type]  # its three fields are those of errors
         assert answer.data is not None
         return answer.data
 

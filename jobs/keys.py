@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import new_id, now
-from jobs.database import Database
+from jobs.database import Database, newest_first
 from jobs.errors import NotFound, WrongState
+from jobs.schemas import KeyCreate, Scope
 from jobs.tables import ApiKey
 
-Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """read: look and download; write: create, change and delete; admin: make and revoke the keys of every tenant."""
 
@@ -29,7 +28,6 @@ CHECKSUM_DIGITS = 8
 DEFAULT_TENANT = "default"
 CONFIGURED = "key_configured"
 """Id of the key that the settings name."""
-IN_TEXT = re.compile(r"jactus_[\w-]{32}[0-9a-f]{8}", re.ASCII)
 USE_NOTED_SECONDS = 60
 
 
@@ -74,6 +72,12 @@ def note_use(database: Database, caller: Caller) -> None:
             session.execute(update(ApiKey).where(ApiKey.id == caller.key_id).values(last_used_at=now()))
 
 
+def make_key(session: Session, request: KeyCreate, secret: str) -> tuple[ApiKey, str]:
+    """A new key as it is asked for, and the key itself, which nobody can look up later."""
+    key, own = new_key(), request.limits.model_dump(exclude_none=True)
+    return create_key(session, key, secret, request.tenant, request.name, request.scopes, own), key
+
+
 def create_key(
     session: Session,
     key: str,
@@ -102,8 +106,7 @@ def create_key(
 
 def list_keys(session: Session, after: str | None, limit: int) -> list[ApiKey]:
     """Newest first; `limit` + 1 rows."""
-    query = select(ApiKey).order_by(ApiKey.id.desc()).limit(limit + 1)
-    return list(session.scalars(query if after is None else query.where(ApiKey.id < after)))
+    return newest_first(session, select(ApiKey), ApiKey.id, after, limit)
 
 
 def update_key(session: Session, id: str, name: str | None, limits: dict[str, Any] | None) -> ApiKey:

@@ -32,12 +32,12 @@ Outcome = Literal["succeeded", "failed", "cancelled", "lost", "released"]
 
 def files_of(job_id: str, attempt: int) -> str:
     """Where an attempt publishes."""
-    return f"jobs/{job_id}/attempt-{attempt}"
+    return f"{moves.folder_of(job_id)}/attempt-{attempt}"
 
 
 def log_of(job_id: str, attempt: int) -> str:
     """Where an attempt's log lies, also when the attempt fails; it goes with the job."""
-    return f"jobs/{job_id}/logs/attempt-{attempt}.log"
+    return f"{moves.folder_of(job_id)}/logs/attempt-{attempt}.log"
 
 
 def claim(session: Session, job_id: str, lease_seconds: float, worker: str = "", max_running: int = 0) -> Lease | None:

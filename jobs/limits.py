@@ -34,23 +34,15 @@ def usage(session: Session, caller: Caller) -> Usage:
 
 
 def check_new_job(session: Session, caller: Caller, settings: Settings) -> None:
-    """One query, or none without limits; raises LimitReached.
+    """Whether one job more may wait and keep something; raises LimitReached.
 
     Requests at the same moment may each see the last free place.
     """
-    limits = in_force(caller.limits, settings)
-    columns: list[ScalarSelect[int]] = []
-    if limits.max_queued_jobs:
-        columns.append(_count(_jobs(caller.key_id, Status.QUEUED).limit(limits.max_queued_jobs)))
-    if limits.max_storage_bytes:
-        columns += _stored(caller)
-    if not columns:
-        return
-    found = list(session.execute(select(*columns)).one())
-    if limits.max_queued_jobs:
-        check_queued(found.pop(0), limits)
-    if limits.max_storage_bytes:
-        _check_stored(sum(found), 1, limits.max_storage_bytes)
+    own = in_force(caller.limits, settings)
+    if own.max_queued_jobs:
+        waiting = _count(_jobs(caller.key_id, Status.QUEUED).limit(own.max_queued_jobs))
+        check_queued(session.execute(select(waiting)).scalar_one(), own)
+    check_storage(session, caller, settings, 1)
 
 
 def check_queued(queued: int, limits: Limits) -> None:
@@ -66,7 +58,12 @@ def check_storage(session: Session, caller: Caller, settings: Settings, more_byt
     An upload counts in full once it is announced, so its parts need no check of their own.
     """
     if limit := in_force(caller.limits, settings).max_storage_bytes:
-        _check_stored(sum(session.execute(select(*_stored(caller))).one()), more_bytes, limit)
+        stored = sum(session.execute(select(*_stored(caller))).one())
+        if stored + more_bytes > limit:
+            message = (
+                f"This API key keeps {stored:,} of at most {limit:,} bytes; delete datasets, models or finished jobs."
+            )
+            raise LimitReached("storage_limit_reached", message, STORAGE_RETRY_SECONDS)
 
 
 def may_start(session: Session, job_id: str, default: int) -> bool:
@@ -92,12 +89,6 @@ def free_places(session: Session, default: int) -> dict[str, int]:
 def _running_limit(own: Mapping[str, Any], default: int) -> int:
     limit = own.get("max_running_jobs")
     return default if limit is None else int(limit)
-
-
-def _check_stored(stored: int, more: int, limit: int) -> None:
-    if stored + more > limit:
-        message = f"This API key keeps {stored:,} of at most {limit:,} bytes; delete datasets, models or finished jobs."
-        raise LimitReached("storage_limit_reached", message, STORAGE_RETRY_SECONDS)
 
 
 def _jobs(key_id: str, *statuses: Status) -> Select[str]:

@@ -12,13 +12,12 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import totals
-from jobs.classes import DeviceClass
+from jobs.classes import CLASSES
 from jobs.clock import now
 from jobs.leases import Outcome
 from jobs.states import Status
 from jobs.tables import Artifact, Dataset, Delivery, Event, Job, Model
 
-CLASSES: tuple[DeviceClass, ...] = get_args(DeviceClass)
 HEAD_OF_QUEUE = 100
 """Waiting jobs per class that are asked how long they wait; a job that was retried waits since then only."""
 SLOW_SECONDS = 60

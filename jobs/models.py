@@ -15,11 +15,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jactus_core.errors import ModelNotFound, UnsupportedModel
-from jactus_core.files import sha256_of
 from jactus_core.models import ModelReference, find_model
 from jobs import leftovers, model_archive, moves, secrets
 from jobs.clock import new_id, now
-from jobs.database import Database
+from jobs.database import Database, newest_first
 from jobs.errors import InUse, NotFound, ServiceError
 from jobs.keys import Caller
 from jobs.settings import Settings
@@ -70,14 +69,30 @@ def look_up(
 
 def receive(database: Database, storage: Storage, caller: Caller, filename: str, archive: Path) -> Model:
     """Check an uploaded archive and keep its files; raises what `model_archive.unpack` does and leaves nothing then."""
-    name = Path(filename).stem or "model"
+    id = new_id("model")
     with tempfile.TemporaryDirectory(prefix="jactus-model-") as scratch:
         folder = Path(scratch) / "model"
-        model = _describe(caller, name, model_archive.unpack(archive, folder, filename), folder)
+        reference = model_archive.unpack(archive, folder, filename)
+        parameters, prefix = model_archive.count_parameters(folder), f"models/{id}"
         with database.writing() as session:
-            leftovers.expect(session, model.storage_prefix)
-        for path in model.files:
-            storage.put_file(f"{model.storage_prefix}/{path}", folder / path)
+            leftovers.expect(session, prefix)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": storage.put_file(f"{prefix}/{file.name}", file)}
+            for file in sorted(folder.iterdir())
+        }
+    model = Model(
+        id=id,
+        tenant=caller.tenant,
+        key_id=caller.key_id,
+        name=Path(filename).stem or "model",
+        model_type=reference.model_type,
+        parameters=parameters,
+        bytes=sum(file["bytes"] for file in files.values()),
+        sha256=sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+        storage_prefix=prefix,
+        files=files,
+        created_at=now(),
+    )
     with database.writing() as session:
         session.add(model)
         leftovers.claim(session, model.storage_prefix)
@@ -104,9 +119,7 @@ def find_uploaded(session: Session, tenant: str, id: str, param: str | None = No
 def list_uploaded(session: Session, tenant: str, after: str | None, limit: int) -> list[Model]:
     """Newest first; `limit` + 1 rows."""
     query = select(Model).where(Model.tenant == tenant, Model.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(Model.id < after)
-    return list(session.scalars(query.order_by(Model.id.desc()).limit(limit + 1)))
+    return newest_first(session, query, Model.id, after, limit)
 
 
 def delete_uploaded(session: Session, model: Model) -> None:
@@ -124,21 +137,3 @@ def list_local(root: Path) -> Iterator[ModelReference]:
     for config in sorted([*root.glob(f"*/{CONFIG}"), *root.glob(f"*/*/{CONFIG}")]):
         with suppress(ModelNotFound, UnsupportedModel):
             yield find_model(str(config.parent.relative_to(root)), root=root)
-
-
-def _describe(caller: Caller, name: str, reference: ModelReference, folder: Path) -> Model:
-    id = new_id("model")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(folder.iterdir())}
-    return Model(
-        id=id,
-        tenant=caller.tenant,
-        key_id=caller.key_id,
-        name=name,
-        model_type=reference.model_type,
-        parameters=model_archive.count_parameters(folder),
-        bytes=sum(file["bytes"] for file in files.values()),
-        sha256=sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
-        storage_prefix=f"models/{id}",
-        files=files,
-        created_at=now(),
-    )

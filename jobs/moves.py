@@ -24,9 +24,14 @@ class Lease:
     attempt: int
 
 
+def folder_of(job_id: str) -> str:
+    """Where everything of a job lies in storage."""
+    return f"jobs/{job_id}"
+
+
 def stages_of(job_id: str) -> str:
     """Where finished stages are kept for an attempt on another machine, until the job is final."""
-    return f"jobs/{job_id}/stages"
+    return f"{folder_of(job_id)}/stages"
 
 
 def held(lease: Lease) -> tuple[Any, ...]:

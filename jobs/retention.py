@@ -7,10 +7,10 @@ from datetime import timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import leftovers, store
+from jobs import moves, store, uploads
 from jobs.clock import id_at, now
 from jobs.states import FINAL
-from jobs.tables import Artifact, Attempt, Delivery, Event, IdempotencyKey, Job, Leftover, Upload, UploadPart
+from jobs.tables import Artifact, Attempt, Delivery, Event, IdempotencyKey, Job, Leftover, Upload
 
 ROWS_KEPT_HOURS = 24
 """Rows of a deleted job stay so long, for whoever still holds a link to it; nobody sees them."""
@@ -26,7 +26,7 @@ def expire(session: Session) -> None:
     for job in session.scalars(over.limit(AT_ONCE)).all():
         store.delete(session, job)
     for upload in session.scalars(select(Upload).where(Upload.expires_at <= moment).limit(AT_ONCE)).all():
-        drop_upload(session, upload)
+        uploads.drop(session, upload)
     old = moment - timedelta(hours=ANSWERS_KEPT_HOURS)
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < old))
     last_kept = id_at("delivery", moment - timedelta(days=DELIVERIES_KEPT_DAYS))
@@ -34,19 +34,13 @@ def expire(session: Session) -> None:
     _purge(session)
 
 
-def drop_upload(session: Session, upload: Upload) -> None:
-    """Forget an upload and let its parts go."""
-    session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
-    session.execute(delete(Upload).where(Upload.id == upload.id))
-    leftovers.leave(session, f"uploads/{upload.id}")
-
-
 def _purge(session: Session) -> None:
     """Remove the rows of jobs deleted long ago, unless files of theirs are still to go."""
     old = now() - timedelta(hours=ROWS_KEPT_HOURS)
-    ids = list(session.scalars(select(Job.id).where(Job.deleted_at < old).limit(AT_ONCE)))
-    waiting = set(session.scalars(select(Leftover.prefix).where(Leftover.prefix.in_([f"jobs/{id}" for id in ids]))))
-    gone = [id for id in ids if f"jobs/{id}" not in waiting]
+    deleted = select(Job.id).where(Job.deleted_at < old).limit(AT_ONCE)
+    folders = {moves.folder_of(id): id for id in session.scalars(deleted)}
+    waiting = set(session.scalars(select(Leftover.prefix).where(Leftover.prefix.in_(folders))))
+    gone = [id for folder, id in folders.items() if folder not in waiting]
     for table in (Event, Artifact, Attempt):
         session.execute(delete(table).where(table.job_id.in_(gone)))
     session.execute(delete(Job).where(Job.id.in_(gone)))

@@ -22,7 +22,7 @@ class UnreadableSecret(ServiceError):
 
 def put(session: Session, settings: Settings, tenant: str, name: str, value: str) -> Secret:
     """Keep the value under this name, in place of the one before."""
-    sealed = _vault(settings).seal(value)
+    sealed = Vault.of(settings).seal(value)
     return session.merge(Secret(tenant=tenant, name=name, sealed=sealed, created_at=now()))
 
 
@@ -47,11 +47,7 @@ def remove(session: Session, tenant: str, name: str) -> None:
 def reveal(session: Session, settings: Settings, tenant: str, name: str) -> str:
     """The value, for use at once; raises NotFound or UnreadableSecret."""
     try:
-        return _vault(settings).unseal(find(session, tenant, name, "secret").sealed)
+        return Vault.of(settings).unseal(find(session, tenant, name, "secret").sealed)
     except ValueError as error:
         message = f"Secret '{name}' was stored under another JACTUS_SECRET_KEY; store it again."
         raise UnreadableSecret(message, "secret") from error
-
-
-def _vault(settings: Settings) -> Vault:
-    return Vault(settings.secret_key.get_secret_value())

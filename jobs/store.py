@@ -13,6 +13,7 @@ from jactus_core.config import CompressionConfig, Hyperparameters
 from jobs import deliveries, leftovers, moves, pace, schemas, states
 from jobs.classes import DeviceClass
 from jobs.clock import new_id, now
+from jobs.database import newest_first
 from jobs.errors import NotFound, WrongState
 from jobs.keys import Caller
 from jobs.states import FINAL, Status
@@ -111,9 +112,7 @@ def list_jobs(
         query = query.where(Job.created_at > created_after)
     if created_before is not None:
         query = query.where(Job.created_at < created_before)
-    if after is not None:
-        query = query.where(Job.id < after)
-    return list(session.scalars(query.order_by(Job.id.desc()).limit(limit + 1)))
+    return newest_first(session, query, Job.id, after, limit)
 
 
 def events(session: Session, job_id: str, after: int, limit: int) -> list[Event]:
@@ -222,4 +221,4 @@ def delete(session: Session, job: Job) -> None:
     if not moves.changed(session, finished.values(deleted_at=now())):
         session.refresh(job)
         raise WrongState(f"Job '{job.id}' is {job.status.value}; cancel it, then delete it.")
-    leftovers.leave(session, f"jobs/{job.id}")
+    leftovers.leave(session, moves.folder_of(job.id))

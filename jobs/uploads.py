@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from jobs import leftovers, schemas
@@ -22,6 +24,8 @@ from jobs.settings import Settings
 from jobs.tables import Upload, UploadPart
 
 HOURS_BETWEEN_PARTS = 24
+SCRATCH = "jactus-upload-"
+"""How folders and files for the moment begin."""
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
 
@@ -119,6 +123,23 @@ def assemble(services: Services, upload: Upload, target: Path) -> str:
     if upload.sha256 not in (None, sha256):
         raise CorruptUpload(f"The file's SHA-256 is {sha256}, not {upload.sha256} as announced.", "upload")
     return sha256
+
+
+@contextmanager
+def assembled(services: Services, tenant: str, id: str) -> Iterator[tuple[Upload, Path, str]]:
+    """An upload with its whole file in a folder for the moment, and the file's SHA-256; raises what `assemble` does."""
+    with services.database.reading() as session:
+        upload = find_upload(session, tenant, id, "upload")
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        file = Path(folder) / "upload"
+        yield upload, file, assemble(services, upload, file)
+
+
+def drop(session: Session, upload: Upload) -> None:
+    """Forget an upload and let its parts go."""
+    session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
+    session.execute(delete(Upload).where(Upload.id == upload.id))
+    leftovers.leave(session, folder_of(upload.id))
 
 
 def _checked(services: Services, part: UploadPart) -> Iterator[bytes]:

@@ -7,6 +7,8 @@ import hashlib
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from jobs.settings import Settings
+
 
 class Vault:
     """Authenticated encryption under a key derived from the service's secret key."""
@@ -14,6 +16,10 @@ class Vault:
     def __init__(self, secret_key: str) -> None:
         derived = hashlib.sha256(b"jactus vault\0" + secret_key.encode()).digest()
         self._fernet = Fernet(base64.urlsafe_b64encode(derived))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Vault:
+        return cls(settings.secret_key.get_secret_value())
 
     def seal(self, secret: str) -> str:
         return self._fernet.encrypt(secret.encode()).decode()

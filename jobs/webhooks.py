@@ -9,6 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import new_id, now
+from jobs.database import newest_first
 from jobs.errors import NotFound, ServiceError
 from jobs.schemas import WebhookCreate, WebhookUpdate
 from jobs.tables import Delivery, Webhook
@@ -58,9 +59,7 @@ def find(session: Session, tenant: str, id: str) -> Webhook:
 def list_webhooks(session: Session, tenant: str, after: str | None, limit: int) -> list[Webhook]:
     """Newest first; `limit` + 1 rows, so that the caller sees whether there are more."""
     query = select(Webhook).where(Webhook.tenant == tenant)
-    if after is not None:
-        query = query.where(Webhook.id < after)
-    return list(session.scalars(query.order_by(Webhook.id.desc()).limit(limit + 1)))
+    return newest_first(session, query, Webhook.id, after, limit)
 
 
 def change(session: Session, webhook: Webhook, request: WebhookUpdate) -> None:

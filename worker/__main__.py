@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 from celery.signals import setup_logging, worker_shutting_down
@@ -11,8 +12,11 @@ from jobs.queue import RUN_TASK, make_celery, queue_of
 from jobs.services import Services
 from jobs.settings import Settings
 from worker.drain import Drain
-from worker.folders import tidy
+from worker.folders import keep_tidy
 from worker.supervisor import run_job
+
+ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+"""Workers know the database, not each other."""
 
 settings = Settings()
 services = Services.open(settings)
@@ -39,14 +43,9 @@ def begin_to_drain(**_: Any) -> None:
 if __name__ == "__main__":
     logs.set_up(settings)
     tracing.set_up(settings, "jactus-worker")
-    tidy(services)
+    Thread(target=keep_tidy, args=(services,), name="tidy", daemon=True).start()
     slots, queues = settings.worker_slots, ",".join(queue_of(name) for name in settings.worker_classes)
     try:
-        quiet = (
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-        )  # workers know the database, not each other
-        app.worker_main(["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={queues}", *quiet])
+        app.worker_main(["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={queues}", *ALONE])
     finally:
         tracing.shut_down()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from datetime import datetime
@@ -23,6 +24,14 @@ class DiskFull(JactusError):
     """The worker's disk cannot hold the run."""
 
     code = "disk_full"
+
+    def __init__(self, message: str = "The worker's disk is full; make room there, then retry the job.") -> None:
+        super().__init__(message)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether the system refused to write for want of room."""
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 class Bounds:
@@ -51,4 +60,4 @@ class Bounds:
         if time.monotonic() - self._disk_looked_at > DISK_PAUSE_SECONDS:
             self._disk_looked_at = time.monotonic()
             if shutil.disk_usage(self._folder).free < self._min_free_bytes:
-                raise DiskFull("The worker's disk is full; make room there, then retry the job.")
+                raise DiskFull

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import select
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 OUTPUT = "output"
 MODELS = "models"
 LOG = "run.log"
+GOING = "going."
+"""A folder is renamed before it is removed, so that no attempt takes half of it."""
 
 
 def take(root: Path, lease: Lease) -> Path:
@@ -30,24 +34,35 @@ def take(root: Path, lease: Lease) -> Path:
         if folder.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            left.rename(folder)
+            with suppress(FileNotFoundError):
+                left.rename(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOG).unlink(missing_ok=True)
     return folder
 
 
 def tidy(services: Services) -> None:
-    """Remove the folders of jobs that are over or that have gone on elsewhere."""
+    """Remove the folders of jobs that are over; those of a job that has gone on elsewhere wait for its end."""
     root = services.settings.work_dir
-    folders = [folder for folder in root.glob("job_*.*") if folder.is_dir()]
+    folders = [folder for folder in root.glob("*.*") if folder.is_dir()]
     with services.database.reading() as session:
         ids = {_job_id(folder) for folder in folders}
-        found = select(Job.id, Job.attempt).where(Job.id.in_(ids), Job.status.in_(LIVE), Job.deleted_at.is_(None))
-        newest = dict(session.execute(found).all())
+        live = set(session.scalars(select(Job.id).where(Job.id.in_(ids), Job.status.in_(LIVE))))
     for folder in folders:
-        if _attempt(folder) < newest.get(_job_id(folder), _attempt(folder) + 1):
+        if _job_id(folder) not in live:
             logger.info("removing %s, which no job needs any more", folder.name)
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder.rename(root / f"{GOING}{folder.name}"), ignore_errors=True)
+
+
+def keep_tidy(services: Services) -> None:
+    """Never returns; a job may end on another machine while this one has nothing to do."""
+    while True:
+        try:
+            tidy(services)
+        except Exception:  # the database is away: the next look comes
+            logger.warning("scratch space could not be looked through", exc_info=True)
+        time.sleep(services.settings.sweep_seconds)
 
 
 def _job_id(folder: Path) -> str:

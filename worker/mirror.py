@@ -67,15 +67,15 @@ class Mirror:
 
     def _copy_stages(self) -> None:
         """Tensors before the seals that vouch for them; a seal that changed meanwhile waits for the next time."""
-        output = self._folder / OUTPUT
+        output, prefix = self._folder / OUTPUT, leases.stages_of(self._hold.lease.job_id)
         seals = {file: file.stat().st_mtime_ns for file in (output / WORK_FOLDER).glob("*.json")}
         for file in sorted(output.rglob("*")):
             name = file.relative_to(output).as_posix()
             if file.is_file() and file not in seals and not name.startswith(DRAFTS) and file.suffix != ".part":
-                self._copy(file, f"{leases.stages_of(self._hold.lease.job_id)}/{name}")
+                self._copy(file, f"{prefix}/{name}")
         for seal, written_at in seals.items():
             if seal.stat().st_mtime_ns == written_at:
-                self._copy(seal, f"{leases.stages_of(self._hold.lease.job_id)}/{WORK_FOLDER}/{seal.name}")
+                self._copy(seal, f"{prefix}/{WORK_FOLDER}/{seal.name}")
 
     def _copy(self, file: Path, key: str) -> None:
         if not file.is_file():
@@ -87,12 +87,10 @@ class Mirror:
             self._copied[file] = version
 
 
-def restore_stages(services: Services, hold: Hold, folder: Path) -> int:
-    """Fetch what an attempt on another machine finished; the number of files."""
+def restore_stages(services: Services, hold: Hold, folder: Path) -> None:
+    """Fetch what an attempt on another machine finished."""
     prefix = leases.stages_of(hold.lease.job_id)
-    keys = services.storage.keys_under(prefix)
-    for key in keys:
+    for key in services.storage.keys_under(prefix):
         target = folder / OUTPUT / key.removeprefix(f"{prefix}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         services.storage.fetch_file(key, target, hold.check)
-    return len(keys)

@@ -7,7 +7,6 @@ gone and the child ends at once.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from jactus_core.files import WORK_FOLDER
 from jactus_core.models import find_model
 from jactus_core.sources import Format, open_file, open_hub
 from jobs.processes import take_stdout
+from worker.bounds import DiskFull, is_disk_full
 
 if TYPE_CHECKING:
     from jactus_core.compression import BudgetResult
@@ -86,10 +86,10 @@ def main() -> int:
 
 def _described(error: Exception) -> dict[str, str | None]:
     """What a foreign error means for the job."""
+    if is_disk_full(error):
+        return DiskFull().as_dict()
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or NO_MEMORY in str(error):
         code, message = "out_of_memory", "Memory ran out; take a smaller batch_size, or set gradient_checkpointing."
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        code, message = "disk_full", "The worker's disk is full; make room there, then retry the job."
     else:
         code, message = "internal_error", f"The run failed with {type(error).__name__}; its log has the details."
     return {"code": code, "message": message, "param": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -19,10 +18,10 @@ from jactus_core.config import CompressionConfig
 from jactus_core.errors import JactusError
 from jactus_core.progress import StageClock
 from jobs import leases, leftovers, logs, models, secrets, tracing
-from jobs.errors import StorageUnavailable
+from jobs.errors import StorageUnavailable, Told
 from jobs.services import Services
 from jobs.tables import Artifact, Dataset, Job
-from worker.bounds import Bounds, DiskFull
+from worker.bounds import Bounds, DiskFull, is_disk_full
 from worker.child import Child
 from worker.drain import Drain, Draining
 from worker.folders import LOG, MODELS, OUTPUT, take, tidy
@@ -36,14 +35,6 @@ logger = logging.getLogger(__name__)
 WORKER = f"{socket.gethostname()}:{os.getpid()}"
 PROGRESS_SECONDS = 1.0
 """Pause between two progress events of one stage; a new stage and the end of one are told at once."""
-
-
-class RunFailed(JactusError):
-    """The child said why it failed."""
-
-    def __init__(self, code: str, message: str, param: str | None) -> None:
-        super().__init__(message, param)
-        self.code = code
 
 
 class RunCrashed(JactusError):
@@ -211,7 +202,7 @@ class _Run:
                     self._tell(message.data["stage"], message.data["fraction"], message.data["note"])
                 elif message.type == "error":
                     logger.error("the run failed:\n%s", _tail(log))
-                    raise RunFailed(**message.data)
+                    raise Told(**message.data)
                 else:
                     return message.data
             code = child.exit_code()
@@ -241,8 +232,8 @@ def _crash(code: int) -> RunCrashed:
 def _unforeseen(error: Exception) -> JactusError:
     """A mistake of ours, or of the machine's."""
     logger.error("the attempt failed", exc_info=error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return DiskFull("The worker's disk is full; make room there, then retry the job.")
+    if is_disk_full(error):
+        return DiskFull()
     return WorkerFailed(f"The worker failed: {type(error).__name__}; its log has the details.")
 
 

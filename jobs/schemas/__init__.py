@@ -31,6 +31,7 @@ from jobs.schemas.keys import KeyUpdate as KeyUpdate
 from jobs.schemas.keys import Limits as Limits
 from jobs.schemas.keys import NewApiKey as NewApiKey
 from jobs.schemas.keys import OwnApiKey as OwnApiKey
+from jobs.schemas.keys import Scope as Scope
 from jobs.schemas.keys import Usage as Usage
 from jobs.schemas.models import LocalModel as LocalModel
 from jobs.schemas.models import Model as Model

@@ -14,7 +14,8 @@ from httpx2 import Response
 
 from jobs import keys
 from jobs.database import Database
-from jobs.keys import SCOPES, Scope
+from jobs.keys import SCOPES
+from jobs.schemas import Scope
 from jobs.settings import Settings
 from tests.helpers import TENANT
 from tests.tiny import reviews

@@ -18,7 +18,7 @@ from benchmarks.recording import keep, summarize
 from jobs.states import Status
 from tests.chaos.stack import Stack, new_job, stack, wait_until_final
 from tests.chaos.test_faults import assert_nothing_else
-from tests.helpers import descendants, get_events, get_job, wait_for
+from tests.helpers import descendants, get_events, get_job, get_statuses, wait_for
 from tests.servers import S3, Postgres
 
 FULL = os.environ.get("JACTUS_CHAOS") == "full"
@@ -75,7 +75,7 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
         killer.stop()
 
         found = {job: get_job(running.database, job) for job in jobs}
-        successes = {job: _successes(running, job) for job in jobs}
+        successes = {job: get_statuses(running.database, job).count("succeeded") for job in jobs}
         lost = [job for job, count in successes.items() if count == 0]
         doubled = [job for job, count in successes.items() if count > 1]
         attempts = Counter(job.attempt for job in found.values())
@@ -100,8 +100,3 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
         for worker in running.workers:
             worker.wait(60)
         assert descendants("worker.pipeline") == []
-
-
-def _successes(running: Stack, job: str) -> int:
-    events = get_events(running.database, job)
-    return sum(type == "status" and data["status"] == Status.SUCCEEDED for _, type, data in events)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import deliveries, keys, leases, models, schemas, secrets, store, uploads, webhooks
-from jobs.keys import Caller, Scope
+from jobs.keys import Caller
 from jobs.moves import Lease
+from jobs.schemas import Scope
 from jobs.services import Services
 from jobs.states import Status
 from jobs.tables import Artifact, Dataset

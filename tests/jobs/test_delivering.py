@@ -49,7 +49,7 @@ def receiving() -> Iterator[Receiver]:
 
 def add_webhook(services: Services, url: str) -> tuple[str, str]:
     """Id and secret."""
-    vault = Vault(services.settings.secret_key.get_secret_value())
+    vault = Vault.of(services.settings)
     with services.database.writing() as session:
         webhook, secret = webhooks.create(session, TENANT, schemas.WebhookCreate(url=url), vault)
     return webhook.id, secret
@@ -130,7 +130,7 @@ def test_a_rotated_secret_signs_what_is_sent_from_then_on(services: Services, re
     webhook, _ = add_webhook(services, receiving.url)
     add_test(services, webhook)
     with services.database.writing() as session:
-        vault = Vault(services.settings.secret_key.get_secret_value())
+        vault = Vault.of(services.settings)
         secret = webhooks.rotate_secret(session.get_one(Webhook, webhook), vault)
     send(services)
     [(_, headers, body)] = receiving.requests

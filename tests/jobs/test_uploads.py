@@ -67,7 +67,7 @@ def test_parts_come_from_object_storage_too(services: Services, s3_server: S3, t
         send(on_s3, upload, number)
     assert assemble(on_s3, upload) == CONTENT
     with on_s3.database.writing() as session:
-        retention.drop_upload(session, upload)
+        uploads.drop(session, upload)
     leftovers.clear(on_s3.database, on_s3.storage)
     with pytest.raises(Exception, match="part-1"):
         on_s3.storage.size_of(f"{uploads.folder_of(upload.id)}/part-1")
@@ -111,7 +111,7 @@ def test_each_part_gives_the_upload_another_day(services: Services) -> None:
 def test_a_part_of_an_upload_that_was_forgotten_meanwhile_goes_again(services: Services) -> None:
     upload = announce(services)
     with services.database.writing() as session:
-        retention.drop_upload(session, upload)
+        uploads.drop(session, upload)
     leftovers.clear(services.database, services.storage)
 
     with pytest.raises(NotFound, match=upload.id):

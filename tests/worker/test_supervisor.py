@@ -294,7 +294,7 @@ def test_a_run_that_lost_its_lease_stops_and_changes_nothing(
     assert get_statuses(services.database, job) == ["queued", "running", "queued", "running"]
     leftovers.clear(services.database, services.storage)
     assert published(settings) == [f"{job}/attempt-2/config.json"]
-    assert list(settings.work_dir.iterdir()) == []
+    assert [folder.name for folder in settings.work_dir.iterdir()] == [f"{job}.1"]
 
 
 def test_a_stale_attempt_leaves_the_next_one_on_the_same_machine_alone(
@@ -331,7 +331,6 @@ import sys
 from jobs.services import Services
 from jobs.settings import Settings
 from worker.drain import Drain
-from worker.folders import tidy
 from worker.supervisor import run_job
 run_job(Services.open(Settings()), sys.argv[1])
 """
@@ -386,7 +385,11 @@ def test_another_machine_goes_on_with_the_stages_that_storage_keeps(
     )
     expire(services, job)
     elsewhere = replace(services, settings=shared.model_copy(update={"work_dir": tmp_path / "other machine"}))
+    tidy(services)
+    assert [folder.name for folder in settings.work_dir.iterdir()] == [f"{job}.1"]
     run_job(elsewhere, job)
+    tidy(services)
+    assert list(settings.work_dir.iterdir()) == []
 
     assert get_job(services.database, job).status == Status.SUCCEEDED
     assert not stages_of_attempt(services, job, 2) & {"calibrating", "decomposing"}
