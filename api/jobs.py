@@ -108,7 +108,7 @@ def retry_job(caller: Writer, services: Here, job_id: str) -> schemas.Job:
         store.retry(session, job)
         session.refresh(job)
         described = store.describe_fully(session, job)
-    services.dispatcher.send(job.id, job.device_class)
+    services.dispatcher.send(job.device_class)
     return described
 
 
@@ -150,7 +150,7 @@ def _create(caller: Caller, services: Services, request: schemas.JobCreate, once
         described = store.describe(job)
         described.queue_position = admission.queue_position
         once.keep(session, described)
-    services.dispatcher.send(job.id, job.device_class)
+    services.dispatcher.send(job.device_class)
     headers = {"Location": f"/v1/jobs/{job.id}"}
     return Response(described.model_dump_json(), 201, headers, "application/json")
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
 from sqlalchemy import text
 
 import migrations
@@ -162,7 +163,7 @@ def measure_creating(servers: Servers, sizes: Sizes) -> tuple[dict[str, Any], li
         turns: dict[str, list[load.Load]] = {name: [] for name in requests}
         for turn in range(sizes.rounds + 1):
             for name, (service, request) in requests.items():
-                forget_jobs(service.database)
+                forget_jobs(service)
                 found = load.send(service.settings.port, request, 201, sizes.requests, CLIENTS)
                 if turn:  # the first one warms up
                     turns[name].append(found)
@@ -193,9 +194,12 @@ def bare_handler(servers: Servers) -> Iterator[Service]:
         service.__exit__()
 
 
-def forget_jobs(database: Database) -> None:
-    with database.writing() as session:
+def forget_jobs(service: Service) -> None:
+    """The database's rows and the broker's messages."""
+    with service.database.writing() as session:
         session.execute(text("TRUNCATE jobs CASCADE"))
+    with redis.Redis.from_url(service.settings.broker_url) as broker:
+        broker.flushall()
 
 
 # Growing tables

@@ -6,11 +6,12 @@ names its token, so a worker that was given up for dead can change nothing when 
 
 from __future__ import annotations
 
+import math
 import secrets
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jactus_core.errors import JactusError
@@ -24,8 +25,6 @@ from jobs.tables import Artifact, Attempt, Job
 
 NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_expires_at": None}
 WAITING_AGAIN: dict[str, Any] = {**NO_LEASE, "sent_at": None, "stage": None, "progress": 0.0}
-SENT_AT_ONCE = 1000
-"""Waiting jobs that one sweep sends again."""
 
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "released"]
 
@@ -137,30 +136,46 @@ def take_back_dead(session: Session, max_attempts: int) -> None:
             totals.add(session, "lease_expiries")
 
 
-def waiting_unsent(session: Session, older_than_seconds: float, max_running: int = 0) -> list[tuple[str, str]]:
-    """Id and device class of queued jobs, oldest first, whose message was never sent or long ago.
+def waiting_classes(session: Session) -> list[str]:
+    """Device classes that some job waits for."""
+    return list(session.scalars(select(Job.device_class).where(Job.status == Status.QUEUED).distinct()))
 
-    Of a key that may run only so many jobs at a time, no more than may start now.
+
+def count_sent(session: Session, device_class: str) -> int:
+    """How many waiting jobs of a class are marked as sent."""
+    waiting = Job.status == Status.QUEUED, Job.device_class == device_class
+    return session.scalars(select(func.count(Job.sent_at)).where(*waiting)).one()
+
+
+def take_unsent(
+    session: Session, device_class: str, limit: int, older_than_seconds: float = math.inf, max_running: int = 0
+) -> list[str]:
+    """Mark waiting jobs of a class, oldest first, that were never sent, or as long ago as that; returns their ids.
+
+    Of a key that may run only so many jobs at a time, no more than may start now. Nobody else gets the same ones.
     """
-    long_ago = now() - timedelta(seconds=older_than_seconds)
+    unsent: list[ColumnElement[bool]] = [Job.sent_at.is_(None)]
+    if older_than_seconds < math.inf:
+        unsent.append(Job.sent_at < now() - timedelta(seconds=older_than_seconds))
+    waiting = Job.status == Status.QUEUED, Job.device_class == device_class, or_(*unsent)
     free = limits.free_places(session, max_running)
-    full = [key_id for key_id, places in free.items() if not places]
-    unsent = or_(Job.sent_at.is_(None), Job.sent_at < long_ago)
-    waiting = select(Job.id, Job.device_class, Job.key_id).where(Job.status == Status.QUEUED, unsent)
-    found: list[tuple[str, str]] = []
-    for id, device, key_id in session.execute(
-        waiting.where(Job.key_id.not_in(full)).order_by(Job.id).limit(SENT_AT_ONCE)
-    ):
-        places = free.get(key_id)
-        if places != 0:
-            found.append((id, device))
-        if places:
-            free[key_id] = places - 1
-    return found
-
-
-def mark_sent(session: Session, job_ids: list[str]) -> None:
-    session.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=now()))
+    found: list[str] = []
+    last = ""
+    while len(found) < limit:
+        full = [key_id for key_id, places in free.items() if not places]
+        more = select(Job.id, Job.key_id).where(*waiting, Job.key_id.not_in(full), Job.id > last)
+        page = session.execute(more.order_by(Job.id).limit(limit)).all()
+        for id, key_id in page:
+            places = free.get(key_id)
+            if places != 0:
+                found.append(id)
+            if places:
+                free[key_id] = places - 1
+        if len(page) < limit:
+            break
+        last = page[-1].id
+    taken = update(Job).where(Job.id.in_(found[:limit]), *waiting).values(sent_at=now()).returning(Job.id)
+    return sorted(session.scalars(taken.execution_options(synchronize_session=False)))
 
 
 def mark_unsent(session: Session, job_ids: list[str]) -> None:

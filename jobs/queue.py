@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
+from redis import RedisError
 
 from jobs.errors import BrokerUnavailable
 from jobs.settings import Settings
@@ -59,18 +61,23 @@ class Queue:
     @contextmanager
     def sending(self) -> Iterator[Callable[[str, str], None]]:
         """`send` for many messages, which are cheaper together."""
-        try:
-            with self._celery.producer_or_acquire() as producer:
-                yield lambda job_id, device_class: self._celery.send_task(
-                    RUN_TASK, args=[job_id], queue=queue_of(device_class), retry=False, producer=producer
-                )
-        except OperationalError as error:
-            raise BrokerUnavailable("The message broker does not answer; waiting jobs are sent again later.") from error
+        with self._producer() as producer:
+            yield lambda job_id, device_class: self._celery.send_task(
+                RUN_TASK, args=[job_id], queue=queue_of(device_class), retry=False, producer=producer
+            )
 
     def waiting(self, device_class: str) -> int:
-        """Messages that no worker of the class has taken yet."""
-        with self._celery.connection_for_write() as connection:
-            return int(connection.default_channel.queue_declare(queue_of(device_class), passive=False).message_count)
+        """Messages that no worker of the class has taken yet; raises BrokerUnavailable."""
+        with self._producer() as producer:
+            return int(producer.channel.queue_declare(queue_of(device_class), passive=False).message_count)
+
+    @contextmanager
+    def _producer(self) -> Iterator[Producer]:
+        try:
+            with self._celery.producer_or_acquire() as producer:
+                yield producer
+        except (OperationalError, RedisError) as error:
+            raise BrokerUnavailable("The message broker does not answer; waiting jobs are sent again later.") from error
 
     def check(self) -> None:
         """Raise when the broker does not answer."""

@@ -24,7 +24,9 @@ class Services:
     @classmethod
     def open(cls, settings: Settings) -> Services:
         database, storage, queue = Database(settings.database_url), Storage(settings), Queue(settings)
-        return cls(settings, database, storage, queue, Dispatcher(database, queue), Planner(settings, storage))
+        return cls(
+            settings, database, storage, queue, Dispatcher(settings, database, queue), Planner(settings, storage)
+        )
 
     def close(self) -> None:
         self.dispatcher.close()

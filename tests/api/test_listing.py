@@ -137,7 +137,9 @@ QUERIES: dict[str, Callable[[Session], object]] = {
         session, TENANT, status=Status.SUCCEEDED
     ),
     "the sweep for dead workers": lambda session: leases.take_back_dead(session, 3),
-    "the sweep for lost messages": lambda session: leases.waiting_unsent(session, 60),
+    "the sweep for who waits": leases.waiting_classes,
+    "the sweep for how many were sent": lambda session: leases.count_sent(session, "cpu"),
+    "the sweep for lost messages": lambda session: leases.take_unsent(session, "cpu", 200, 60),
     "the sweep for what is over": retention.expire,
 }
 

@@ -98,7 +98,7 @@ def test_a_job_of_a_dead_worker_waits_again_as_if_new(database: Database, datase
     id = add_job(database, dataset)
     lease = claim(database, id)
     with database.writing() as session:
-        leases.mark_sent(session, [id])
+        assert leases.take_unsent(session, "cpu", 1) == []
         leases.record_progress(session, lease, "finetuning", 0.5, "")
     started_at = get_job(database, id).started_at
     expire(database, id)

@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from jobs import leases
 from jobs.clock import now
+from jobs.dispatching import fill
 from jobs.queue import queue_of
 from jobs.services import Services
 from jobs.settings import Settings
@@ -35,10 +36,8 @@ def run_sweep(services: Services) -> None:
 
 
 def send(services: Services, id: str) -> None:
-    """As a dispatcher does."""
-    services.queue.send(id, "cpu")
-    with services.database.writing() as session:
-        leases.mark_sent(session, [id])
+    fill(services.settings, services.database, services.queue, "cpu")
+    assert get_job(services.database, id).sent_at is not None
 
 
 def lose_messages(services: Services) -> None:
