@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import AnyStr, TextIO
 
 
@@ -24,6 +25,13 @@ def take_stdout() -> TextIO:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return channel
+
+
+def log_to(file: Path) -> None:
+    """From here on standard error goes to this file, and with it what libraries print."""
+    with file.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
 
 
 def _signal(leader: subprocess.Popen[AnyStr], number: signal.Signals) -> None:

@@ -31,9 +31,9 @@ ENDLESS = QUICK.model_copy(update={"epochs": 1000})
 
 
 def make_settings(folder: Path, **values: Any) -> Settings:
-    """Settings of this test alone, whatever `.env` there is."""
-    secrets = {"secret_key": "the secret of the tests", "api_key": API_KEY}
-    return Settings(_env_file=None, **{"data_dir": folder, **secrets, **values})
+    """Settings of this test alone, whatever `.env` there is; no process but those of runs."""
+    given = {"secret_key": "the secret of the tests", "api_key": API_KEY, "warm_start": False}
+    return Settings(_env_file=None, **{"data_dir": folder, **given, **values})
 
 
 def s3_settings(server: S3, prefix: str) -> dict[str, Any]:

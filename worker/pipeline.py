@@ -1,8 +1,8 @@
 """The child process that does the work: `python -m worker.pipeline`.
 
-It reads one JSON specification from standard input, then writes one JSON object per line to standard output:
-`progress`, and last `result` or `error`. Standard input stays open as a lifeline: when it closes, the supervisor is
-gone and the child ends at once.
+It imports what every run needs and reads one JSON specification from standard input. Then it writes one JSON object per
+line to standard output: `progress`, and last `result` or `error`. Standard input stays open as a lifeline: when it
+closes, the supervisor is gone and the child ends at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jactus_core.errors import JactusError
 from jactus_core.files import WORK_FOLDER
 from jactus_core.models import find_model
 from jactus_core.sources import Format, open_file, open_hub
-from jobs.processes import take_stdout
+from jobs.processes import log_to, take_stdout
 from worker.bounds import DiskFull, is_disk_full
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Specification(BaseModel):
     dataset_revision: str | None
     columns: dict[str, str]
     output: Path
+    log: Path
     config: CompressionConfig
     outputs: list[Literal["checkpoint", "dense", "onnx"]] = ["checkpoint"]
     quality_bound: float | None = None
@@ -63,7 +64,13 @@ class Message(BaseModel):
 
 def main() -> int:
     channel = take_stdout()
-    specification = Specification.model_validate_json(sys.stdin.readline())
+    import jactus_core.compression  # noqa: F401 - with torch, before there is anything to do
+
+    given = sys.stdin.readline()
+    if not given:
+        return ORPHANED
+    specification = Specification.model_validate_json(given)
+    log_to(specification.log)
     threading.Thread(target=_die_with_supervisor, daemon=True).start()
     if specification.token is not None:
         os.environ["HF_TOKEN"] = specification.token
@@ -113,7 +120,7 @@ def _compress(specification: Specification, say: Any) -> dict[str, Any]:
     def report(stage: str, fraction: float, note: str) -> None:
         say("progress", stage=stage, fraction=fraction, note=note)
 
-    from jactus_core.compression import compress  # imports torch, so not before it is needed
+    from jactus_core.compression import compress
 
     if specification.format == "hub":
         source = open_hub(specification.dataset, specification.dataset_revision, specification.dataset_token)

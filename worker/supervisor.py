@@ -22,7 +22,7 @@ from jobs.errors import StorageUnavailable, Told
 from jobs.services import Services
 from jobs.tables import Artifact, Dataset, Job
 from worker.bounds import Bounds, DiskFull, is_disk_full
-from worker.child import Child
+from worker.child import Nursery
 from worker.drain import Drain, Draining
 from worker.folders import LOG, MODELS, OUTPUT, take, tidy
 from worker.hold import Hold, Stopped
@@ -55,9 +55,10 @@ class OutOfMemory(RunCrashed):
     code = "out_of_memory"
 
 
-def run_job(services: Services, job_id: str, drain: Drain | None = None) -> None:
+def run_job(services: Services, job_id: str, drain: Drain | None = None, nursery: Nursery | None = None) -> None:
     """Claim the job and see it through; does nothing when the job is not there to be claimed."""
     settings = services.settings
+    nursery = nursery or Nursery(settings)
     with services.database.writing() as session:
         lease = leases.claim(session, job_id, settings.lease_seconds, WORKER, settings.max_running_jobs)
         trace = session.get_one(Job, job_id).trace if lease else None
@@ -69,7 +70,7 @@ def run_job(services: Services, job_id: str, drain: Drain | None = None) -> None
         logger.info("the attempt begins")
         hold = Hold(services, lease, drain or Drain(settings.drain_seconds))
         with hold, tracing.stages(job_id=job_id) as enter_stage:
-            outcome = _Run(services, hold, enter_stage).see_through()
+            outcome = _Run(services, hold, nursery, enter_stage).see_through()
         logger.info("the attempt ends: %s", outcome)
         span.set_attribute("jactus.outcome", outcome)
     tidy(services)
@@ -89,6 +90,7 @@ class _Inputs:
 class _Run:
     services: Services
     hold: Hold
+    nursery: Nursery
     enter_stage: Callable[[str], None]
     clock: StageClock = field(default_factory=StageClock)
     stage: str = ""
@@ -149,7 +151,7 @@ class _Run:
                 restore_stages(self.services, self.hold, folder)
         specification = self._specify(inputs, folder)
         with Mirror(self.services, self.hold, folder):
-            result = self._compress(specification, folder / LOG, bounds)
+            result = self._compress(specification, bounds)
         hidden = [] if "checkpoint" in job.outputs else [point["folder"] for point in result["budgets"]]
         tell = lambda fraction, note: self._tell("publishing", fraction, note)  # noqa: E731
         return result, publish(self.services, self.hold, folder / OUTPUT, hidden, tell)
@@ -185,15 +187,18 @@ class _Run:
                 "dataset_revision": dataset.revision,
                 "columns": dataset.columns,
                 "output": folder / OUTPUT,
+                "log": folder / LOG,
                 "config": CompressionConfig.model_validate(job.config),
                 "outputs": job.outputs,
                 "quality_bound": job.quality_bound,
             }
         )
 
-    def _compress(self, specification: Specification, log: Path, bounds: Bounds) -> dict[str, Any]:
-        with Child(specification, log, self.services.settings.cancel_grace_seconds) as child:
-            for message in child.messages():
+    def _compress(self, specification: Specification, bounds: Bounds) -> dict[str, Any]:
+        log = specification.log
+        log.touch()
+        with self.nursery.take() as child:
+            for message in child.run(specification):
                 self.hold.check()
                 bounds.check()
                 if message is None:

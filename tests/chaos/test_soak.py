@@ -45,7 +45,7 @@ class Killer(threading.Thread):
         while self.kills < MOST_KILLS and not self._over.wait(self._random.uniform(*KILL_EVERY_SECONDS)):
             machine = self._random.randrange(WORKERS)
             self._running.kill_worker(self._running.workers[machine])
-            self._running.start_worker(machine=machine)
+            self._running.start_worker(machine=machine, warm_start=True)
             self.kills += 1
 
     def stop(self) -> None:
@@ -59,7 +59,7 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
 ) -> None:
     with stack(tmp_path, postgres_server, s3_server, tiny_bert.parent) as running:
         for machine in range(WORKERS):
-            running.start_worker(machine=machine)
+            running.start_worker(machine=machine, warm_start=True)
         killer = Killer(running)
         killer.start()
 
@@ -93,7 +93,7 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
             numbers = [number for number, _, _ in get_events(running.database, job)]
             assert numbers == list(range(1, len(numbers) + 1))
         with running.client() as client:
-            assert_nothing_else(running, client, jobs)
+            assert_nothing_else(running, client, jobs, ready=WORKERS)
         wait_for(lambda: running.scratch() == [], 30, "empty scratch space")
         for worker in running.workers:
             worker.terminate()

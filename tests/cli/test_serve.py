@@ -57,11 +57,16 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
+def is_worker(command: str) -> bool:
+    """Neither its tether nor a run's process."""
+    return command.endswith("-m worker") and "tether" not in command
+
+
 def worker_of(process: subprocess.Popen[str], but: psutil.Process | None = None) -> psutil.Process:
     """The worker, once it runs and is not `but`."""
 
     def found() -> list[psutil.Process]:
-        running = [worker for worker in descendants("-m worker", process.pid) if "tether" not in command_line(worker)]
+        running = [worker for worker in descendants("-m worker", process.pid) if is_worker(command_line(worker))]
         return [] if but in running else running
 
     [worker] = wait_for(found, what="the worker")
