@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     worker_slots: int = Field(default=1, ge=1, description="Jobs one worker runs at a time.")
     warm_start: bool = Field(
-        default=True, description="Keep a process ready for a worker's next job: seconds saved, for 400 MB of memory."
+        default=True, description="Keep a process ready for the next job: seconds saved for half a gigabyte of memory."
     )
     max_attempts: int = Field(default=3, ge=1, description="Runs a job gets when workers die under it.")
     lease_seconds: float = Field(default=30, gt=0, description="Silence after which a worker counts as dead.")
