@@ -14,8 +14,9 @@ from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PLENTY = 200
-"""Messages in a queue, at most: what workers take between two sweeps. More jobs than that wait in the database."""
+PLENTY = 20
+"""Messages in a queue, at most; more jobs wait in the database. So a job that lost its worker waits for no more than
+these, and whoever takes a message has the next one sent."""
 GATHER_SECONDS = 0.05
 """What a job waits for others, as all of them are marked at once."""
 STOP_SECONDS = 5.0

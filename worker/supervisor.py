@@ -61,12 +61,14 @@ def run_job(services: Services, job_id: str, drain: Drain | None = None, nursery
     nursery = nursery or Nursery(settings)
     with services.database.writing() as session:
         lease = leases.claim(session, job_id, settings.lease_seconds, WORKER, settings.max_running_jobs)
-        trace = session.get_one(Job, job_id).trace if lease else None
-    if lease is None:
+        job = session.get(Job, job_id)
+    if job is not None:
+        services.dispatcher.send(job.device_class)  # there is room for another message
+    if lease is None or job is None:
         logger.info("job %s does not wait any more, or is held back by a limit", job_id)
         return
     about: dict[str, Any] = {"job_id": job_id, "attempt": lease.attempt}
-    with logs.bound(**about), tracing.span("attempt", trace, "consumer", **about) as span:
+    with logs.bound(**about), tracing.span("attempt", job.trace, "consumer", **about) as span:
         logger.info("the attempt begins")
         hold = Hold(services, lease, drain or Drain(settings.drain_seconds))
         with hold, tracing.stages(job_id=job_id) as enter_stage:
