@@ -26,13 +26,13 @@ def upload_model(
     """Upload a model. The archive is checked before it is kept; nothing in it is ever run."""
     if (file.size or 0) > services.settings.max_upload_bytes:
         raise too_large(services.settings.max_upload_bytes)
+    name = uploads.file_name(file.filename or "", "file")
     with services.database.reading() as session:
         limits.check_storage(session, caller, services.settings, file.size or 0)
     with tempfile.NamedTemporaryFile(prefix=uploads.SCRATCH) as archive:
         shutil.copyfileobj(file.file, archive)
         archive.flush()
-        filename = Path(file.filename or "").name
-        model = models.receive(services.database, services.storage, caller, filename, Path(archive.name))
+        model = models.receive(services.database, services.storage, caller, name, Path(archive.name))
     return schemas.Model.model_validate(model)
 
 

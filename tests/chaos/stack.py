@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +30,7 @@ from tests.tiny import write_reviews
 
 LEASE_SECONDS = 4
 PATIENCE_SECONDS = 300
+LOOK_SECONDS = 0.5
 
 
 class Stack:
@@ -134,14 +136,16 @@ def new_job(client: Client, folder: Path, hyperparameters: Hyperparameters = QUI
     return client.create_job(request).id
 
 
-def wait_until_final(client: Client, id: str) -> schemas.Job:
+def wait_until_final(client: Client, id: str, patience: float = PATIENCE_SECONDS) -> schemas.Job:
     def look() -> schemas.Job | None:
         with suppress(httpx2.TransportError):
             job = client.job(id)
-            return job if job.status in FINAL else None
+            if job.status in FINAL:
+                return job
+        time.sleep(LOOK_SECONDS)
         return None
 
-    found = wait_for(look, PATIENCE_SECONDS, f"the end of {id}")
+    found = wait_for(look, patience, f"the end of {id}")
     assert found is not None
     return found
 
