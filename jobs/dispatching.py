@@ -77,12 +77,13 @@ def fill(settings: Settings, database: Database, queue: Queue, device_class: str
     with database.writing() as session:
         patience = settings.resend_seconds if messages < leases.count_sent(session, device_class) else math.inf
         unsent = leases.take_unsent(session, device_class, room, patience, settings.max_running_jobs)
+    if not unsent:
+        return
     try:
-        if unsent:
-            with queue.sending() as send:
-                for id in tuple(unsent):
-                    send(id, device_class)
-                    unsent.remove(id)
+        with queue.sending() as send:
+            for id in tuple(unsent):
+                send(id, device_class)
+                unsent.remove(id)
     finally:
         if unsent:
             with database.writing() as session:

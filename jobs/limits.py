@@ -34,15 +34,23 @@ def usage(session: Session, caller: Caller) -> Usage:
 
 
 def check_new_job(session: Session, caller: Caller, settings: Settings) -> None:
-    """Whether one job more may wait and keep something; raises LimitReached.
+    """One query, or none without limits; raises LimitReached.
 
     Requests at the same moment may each see the last free place.
     """
     own = in_force(caller.limits, settings)
+    columns: list[ScalarSelect[int]] = []
     if own.max_queued_jobs:
-        waiting = _count(_jobs(caller.key_id, Status.QUEUED).limit(own.max_queued_jobs))
-        check_queued(session.execute(select(waiting)).scalar_one(), own)
-    check_storage(session, caller, settings, 1)
+        columns.append(_count(_jobs(caller.key_id, Status.QUEUED).limit(own.max_queued_jobs)))
+    if own.max_storage_bytes:
+        columns += _stored(caller)
+    if not columns:
+        return
+    found = list(session.execute(select(*columns)).one())
+    if own.max_queued_jobs:
+        check_queued(found.pop(0), own)
+    if own.max_storage_bytes:
+        _check_stored(sum(found), 1, own.max_storage_bytes)
 
 
 def check_queued(queued: int, limits: Limits) -> None:
@@ -58,12 +66,7 @@ def check_storage(session: Session, caller: Caller, settings: Settings, more_byt
     An upload counts in full once it is announced, so its parts need no check of their own.
     """
     if limit := in_force(caller.limits, settings).max_storage_bytes:
-        stored = sum(session.execute(select(*_stored(caller))).one())
-        if stored + more_bytes > limit:
-            message = (
-                f"This API key keeps {stored:,} of at most {limit:,} bytes; delete datasets, models or finished jobs."
-            )
-            raise LimitReached("storage_limit_reached", message, STORAGE_RETRY_SECONDS)
+        _check_stored(sum(session.execute(select(*_stored(caller))).one()), more_bytes, limit)
 
 
 def may_start(session: Session, job_id: str, default: int) -> bool:
@@ -89,6 +92,12 @@ def free_places(session: Session, default: int) -> dict[str, int]:
 def _running_limit(own: Mapping[str, Any], default: int) -> int:
     limit = own.get("max_running_jobs")
     return default if limit is None else int(limit)
+
+
+def _check_stored(stored: int, more: int, limit: int) -> None:
+    if stored + more > limit:
+        message = f"This API key keeps {stored:,} of at most {limit:,} bytes; delete datasets, models or finished jobs."
+        raise LimitReached("storage_limit_reached", message, STORAGE_RETRY_SECONDS)
 
 
 def _jobs(key_id: str, *statuses: Status) -> Select[str]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
-from redis import RedisError
 
 from jobs.errors import BrokerUnavailable
 from jobs.settings import Settings
@@ -69,14 +68,17 @@ class Queue:
     def waiting(self, device_class: str) -> int:
         """Messages that no worker of the class has taken yet; raises BrokerUnavailable."""
         with self._producer() as producer:
-            return int(producer.channel.queue_declare(queue_of(device_class), passive=False).message_count)
+            try:
+                return int(producer.channel.queue_declare(queue_of(device_class), passive=False).message_count)
+            except producer.connection.connection_errors as error:
+                raise OperationalError(str(error)) from error
 
     @contextmanager
     def _producer(self) -> Iterator[Producer]:
         try:
             with self._celery.producer_or_acquire() as producer:
                 yield producer
-        except (OperationalError, RedisError) as error:
+        except OperationalError as error:
             raise BrokerUnavailable("The message broker does not answer; waiting jobs are sent again later.") from error
 
     def check(self) -> None:

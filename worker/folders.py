@@ -45,6 +45,8 @@ def tidy(services: Services) -> None:
     """Remove the folders of jobs that are over; those of a job that has gone on elsewhere wait for its end."""
     root = services.settings.work_dir
     folders = [folder for folder in root.glob("*.*") if folder.is_dir()]
+    if not folders:
+        return
     with services.database.reading() as session:
         ids = {_job_id(folder) for folder in folders}
         live = set(session.scalars(select(Job.id).where(Job.id.in_(ids), Job.status.in_(LIVE))))

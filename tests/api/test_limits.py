@@ -78,11 +78,11 @@ def test_requests_pass_uncounted_while_the_broker_is_away(settings: Settings, ca
     assert [record.name for record in caplog.records if "not counted" in record.message] == ["api.gate"]
 
 
-def test_a_limit_that_is_not_set_costs_no_query(services: Services) -> None:
+def test_a_check_costs_one_query_or_none(services: Services) -> None:
     asked: list[str] = []
     with services.database.reading() as session:
         event.listen(session.get_bind(), "before_cursor_execute", lambda *given: asked.append(given[2]))
-        for own, queries in (({"max_queued_jobs": 0}, 0), ({}, 1), ({"max_storage_bytes": 5}, 2)):
+        for own, queries in (({"max_queued_jobs": 0}, 0), ({}, 1), ({"max_storage_bytes": 5}, 1)):
             asked.clear()
             limits.check_new_job(session, Caller("us", "key_1", limits=own), services.settings)
             assert len([statement for statement in asked if statement != "BEGIN"]) == queries

@@ -25,7 +25,7 @@ FULL = os.environ.get("JACTUS_CHAOS") == "full"
 CLIENTS = 8
 JOBS_PER_CLIENT = 25 if FULL else 1
 WORKERS = 2
-KILL_EVERY_SECONDS = (30, 60) if FULL else (10, 20)
+KILL_EVERY_SECONDS = (20, 40) if FULL else (10, 20)
 MOST_KILLS = 1000 if FULL else 3
 """A run must get to the end of a stage between two of them, or nothing would ever come of it."""
 SEED = 7

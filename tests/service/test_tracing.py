@@ -161,7 +161,7 @@ settings = Settings()
 migrations.upgrade(settings.database_url)
 with TestClient(create_app(settings)) as client:
     assert client.get("/healthz").status_code == 200
-assert not [name for name in sys.modules if name.startswith("opentelemetry.exporter")]
+assert not [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
 """
     settings = make_settings(tmp_path, broker_url=NOBODY_LISTENS)
     command = [sys.executable, "-c", program]
