@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -33,7 +34,7 @@ LONGEST_SECONDS = 3600
 
 
 class Killer(threading.Thread):
-    """Kills a worker now and then, and starts it again on the same machine."""
+    """Kills a worker now and then, and starts it again on the same machine, for as long as it is entered."""
 
     def __init__(self, running: Stack) -> None:
         super().__init__(name="killer")
@@ -49,7 +50,11 @@ class Killer(threading.Thread):
             self._running.start_worker(machine=machine, warm_start=True)
             self.kills += 1
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
 
@@ -61,8 +66,6 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
     with stack(tmp_path, postgres_server, s3_server, tiny_bert.parent) as running:
         for machine in range(WORKERS):
             running.start_worker(machine=machine, warm_start=True)
-        killer = Killer(running)
-        killer.start()
 
         def create_and_wait(client_number: int) -> list[str]:
             with running.client() as client:
@@ -71,9 +74,8 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
                     wait_until_final(client, job, LONGEST_SECONDS)  # one may be killed many times
                 return jobs
 
-        with ThreadPoolExecutor(CLIENTS) as pool:
+        with Killer(running) as killer, ThreadPoolExecutor(CLIENTS) as pool:
             jobs = [job for created in pool.map(create_and_wait, range(CLIENTS)) for job in created]
-        killer.stop()
 
         found = {job: get_job(running.database, job) for job in jobs}
         successes = {job: get_statuses(running.database, job).count("succeeded") for job in jobs}
