@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import resource
+import shutil
 import sys
 import threading
 import traceback
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
         return estimate(reference, request.config, classes=request.classes).as_dict()
 
     requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read, args=(requests, folder), daemon=True).start()
     _say(channel, "null")
     while True:
         _say(channel, _answered(answer, Request.model_validate_json(requests.get())).model_dump_json())
@@ -87,9 +88,10 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _read(requests: queue.Queue[str]) -> None:
+def _read(requests: queue.Queue[str], folder: Path) -> None:
     for line in sys.stdin:
         requests.put(line)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(ORPHANED)
 
 

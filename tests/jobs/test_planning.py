@@ -165,15 +165,18 @@ helper.ask(question(ENDLESS))
 """
 
 
-def test_a_helper_whose_parent_is_killed_ends_in_the_middle_of_its_work() -> None:
+def test_a_helper_whose_parent_is_killed_ends_with_its_folder_in_the_middle_of_its_work() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     helper = psutil.Process(int(parent.stdout.readline()))
+    folder = Path(helper.cmdline()[-1])
+    assert folder.is_dir()
     wait_for(lambda: helper.cpu_percent(0.1) > 10, what="building")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
     wait_for(lambda: not is_alive(helper), what="the end of the helper")
+    assert not folder.exists()
 
 
 def test_memory_is_bounded_and_may_expire() -> None:
