@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,7 @@ class _Run:
         with Mirror(self.services, self.hold, folder):
             result = self._compress(specification, bounds)
         hidden = [] if "checkpoint" in job.outputs else [point["folder"] for point in result["budgets"]]
-        tell = lambda fraction, note: self._tell("publishing", fraction, note)  # noqa: E731
-        return result, publish(self.services, self.hold, folder / OUTPUT, hidden, tell)
+        return result, publish(self.services, self.hold, folder / OUTPUT, hidden, partial(self._tell, "publishing"))
 
     def _look_up(self, session: Session) -> _Inputs:
         job = session.get_one(Job, self.hold.lease.job_id)
