@@ -45,7 +45,7 @@ def claim(session: Session, job_id: str, lease_seconds: float, worker: str = "",
     `max_running` is for keys without a limit of their own; a job held back is sent again once there is room.
     """
     if not limits.may_start(session, job_id, max_running):
-        session.execute(update(Job).where(Job.id == job_id, Job.status == Status.QUEUED).values(sent_at=None))
+        mark_unsent(session, [job_id])
         return None
     token, moment = secrets.token_hex(16), now()
     deadline = moment + timedelta(seconds=lease_seconds)
@@ -179,7 +179,8 @@ def take_unsent(
 
 
 def mark_unsent(session: Session, job_ids: list[str]) -> None:
-    session.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=None))
+    """Those of them that wait are sent again."""
+    session.execute(update(Job).where(Job.id.in_(job_ids), Job.status == Status.QUEUED).values(sent_at=None))
 
 
 class WorkerLost(JactusError):

@@ -52,14 +52,9 @@ class Queue:
     def __init__(self, settings: Settings) -> None:
         self._celery = make_celery(settings)
 
-    def send(self, job_id: str, device_class: str) -> None:
-        """Wake a worker of the class for the job; raises BrokerUnavailable."""
-        with self.sending() as send:
-            send(job_id, device_class)
-
     @contextmanager
     def sending(self) -> Iterator[Callable[[str, str], None]]:
-        """`send` for many messages, which are cheaper together."""
+        """A function that wakes a worker of the class for the job; raises BrokerUnavailable."""
         with self._producer() as producer:
             yield lambda job_id, device_class: self._celery.send_task(
                 RUN_TASK, args=[job_id], queue=queue_of(device_class), retry=False, producer=producer

@@ -73,7 +73,7 @@ def assert_succeeded(running: Stack, client: Client, job: str) -> schemas.Job:
 
 def assert_nothing_else(running: Stack, client: Client, jobs: list[str], ready: int = 0) -> None:
     """In storage: the datasets, the published artifacts and the logs. No process but those that are kept ready."""
-    wait_for(lambda: len(descendants(PIPELINE)) <= ready, 30, "the end of every run")
+    wait_for(lambda: len(descendants(PIPELINE)) == ready, 30, "the end of every run")
     wait_for(lambda: _leftovers(running) == 0, 60, "the sweep's cleaning")
     expected = {artifact.storage_key for job in jobs for artifact in _artifacts(running, job)}
     stored = {key for key in running.storage.keys_under("jobs") if "/logs/" not in key}
@@ -162,9 +162,9 @@ def test_a_publication_outlasts_a_storage_that_is_away(running: Stack, client: C
 
 def test_two_workers_and_many_messages_make_one_run(running: Stack, client: Client, tmp_path: Path) -> None:
     job = new_job(client, tmp_path)
-    queue = Queue(running.settings)
-    for _ in range(20):
-        queue.send(job, "cpu")
+    with Queue(running.settings).sending() as send:
+        for _ in range(20):
+            send(job, "cpu")
     running.start_worker(worker_slots=2)
     running.start_worker(worker_slots=2)
     assert assert_succeeded_once(running, client, job, tmp_path).attempt == 1
