@@ -41,15 +41,26 @@ def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
 
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write `results/NAME.json` with where and with what it was measured."""
-    RESULTS.mkdir(exist_ok=True)
+    write_result(RESULTS / f"{name}.json", content)
+
+
+def write_result(file: Path, content: Mapping[str, Any]) -> None:
+    """Write one result whole, with where and with what it was measured."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     facts = {**content, "machine": machine(), "versions": versions(), "commit": commit(), "date": today()}
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def kept(name: str, part: str) -> dict[str, Any]:
     """What earlier runs wrote of a part of `results/NAME.json`, so that a benchmark can be run piece by piece."""
-    file = RESULTS / f"{name}.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))[part]) if file.exists() else {}
+    found = read_result(RESULTS / f"{name}.json")
+    return dict(found[part]) if found else {}
 
 
 def read_summary() -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
-"""One seed of one dataset, prepared once, to measure many variants of a compression on.
+"""One seed of one experiment, prepared once, to measure many methods on.
 
-A trial holds the dense model with its head tuned, the statistics of its calibration, and rows to train and to score on.
+A trial holds the dense model with its head tuned, the statistics of its calibration, and rows to train and score on.
 """
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,83 +14,58 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
+from benchmarks.experiments import Experiment, read_splits, some
 from jactus_core.allocation import LayerSpectrum, allocate
 from jactus_core.calibration import LayerStatistics, calibrate, find_readers
 from jactus_core.checkpoint import deploy
+from jactus_core.compression import AFTER_DECOMPOSITION
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import factorized
 from jactus_core.encoding import Encoded, encode
-from jactus_core.evaluation import evaluate
-from jactus_core.examples import Examples, read_examples
+from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
 from jactus_core.finetuning import finetune_cores, warm_up_head
-from jactus_core.layers import find_targets, install_cores
+from jactus_core.layers import Targets, find_targets, install_cores
 from jactus_core.loading import Loaded, load_model
 from jactus_core.models import find_model
-from jactus_core.sources import Source, open_source
-from jactus_core.tasks import TaskName
+from jactus_core.tasks import TASKS
 
 Ranks = dict[str, int | None]
-
-
-@dataclass(frozen=True)
-class Set:
-    """A dataset, the model it is for, and how much of both a trial can afford."""
-
-    task: TaskName
-    model: str
-    train: str
-    evaluation: str | None  # None: the archive has both splits
-    rows: int  # to train on
-    eval_rows: int
-    settings: Mapping[str, Any]
-
-
-SETS: Mapping[str, Set] = {
-    "sst2": Set(
-        "text-classification", "minilm", "text/sst2/train.jsonl", "text/sst2/test.jsonl", 1280, 600, {"max_length": 48}
-    ),
-    "emotion": Set(
-        "text-classification",
-        "minilm",
-        "text/tweet_emotion/train.jsonl",
-        "text/tweet_emotion/test.jsonl",
-        1280,
-        600,
-        {"max_length": 48},
-    ),
-    "dtd": Set("image-classification", "vit-s", "image/dtd_10classes.zip", None, 480, 300, {"image_size": 98}),
-}
+Factors = tuple[dict[str, Factorization], dict[str, LayerSpectrum]]
+SCORED_AT_ONCE = 32  # rows
 
 
 class Trial:
-    """Compress one model in many ways; nothing that a variant does is seen by the next."""
+    """Compress one model in many ways; nothing that a method does is seen by the next."""
 
-    def __init__(self, set_: Set, models: Path, data: Path, seed: int, budget: float) -> None:
-        fixed = {"task": set_.task, "seed": seed, "epochs": 1, "budgets": (budget,), "rank_multiple": 1}
-        self.config = config = CompressionConfig.model_validate({**fixed, **set_.settings})
-        source = open_source(data / set_.train)
-        if set_.evaluation:
-            source = Source(source.train, open_source(data / set_.evaluation).train)
-        train, held_out = read_examples(source, set_.task)
-        assert held_out is not None
-        transformers.set_seed(config.seed)
-        self.loaded: Loaded = load_model(find_model(str(models / set_.model)), train.label_names, config)
-        self.train: Encoded = encode(_some(train, set_.rows, config.seed), self.loaded, config)
-        self.held_out: Encoded = encode(_some(held_out, set_.eval_rows, 0), self.loaded, config, scoring=True)
-        warm_up_head(self.loaded, self.train, config, lambda done: None)
+    def __init__(self, experiment: Experiment, seed: int, models: Path | None, data: Path | None) -> None:
+        """`models` and `data` are folders with what the experiment names; None: both come from the hub."""
+        self.config = experiment.config(seed)
+        self.metric = TASKS[experiment.task].metric
+        splits = read_splits(experiment, data)
+        model = find_model(str(models / experiment.folder) if models else experiment.model)
+        transformers.set_seed(seed)
+        self.loaded: Loaded = load_model(model, splits.train.label_names, self.config)
+        self.train: Encoded = encode(some(splits.train, experiment.rows, seed), self.loaded, self.config)
+        self.dev: Encoded = encode(splits.dev, self.loaded, self.config, scoring=True)
+        self.test: Encoded = encode(splits.test, self.loaded, self.config, scoring=True)
+        if self.loaded.head_is_new:
+            warm_up_head(self.loaded, self.train, self.config, lambda done: None)
+        self._last_factors: tuple[dict[str, Any], Factors] | None = None
         self._statistics: dict[tuple[str, int], dict[str, LayerStatistics]] = {}
 
-    @cached_property
-    def dense(self) -> float:
-        """Accuracy before anything is compressed."""
-        return self.accuracy(self.loaded.model)
+    @property
+    def targets(self) -> Targets:
+        """The layers to compress or to adapt, of the dense model."""
+        return self.targets_of(self.loaded.model)
+
+    def targets_of(self, model: PreTrainedModel) -> Targets:
+        return find_targets(model, self.loaded.body, self.loaded.head)
 
     @cached_property
     def groups(self) -> list[list[str]]:
         """Layers that read the same tensors, in the dense model and in any that a lever makes of it."""
-        layers = find_targets(self.loaded.model, self.loaded.body, self.loaded.head).layers
-        return find_readers(self.loaded.model, layers, self.batches(self.config)[0])
+        return find_readers(self.loaded.model, self.targets.layers, self.batches(self.config)[0])
 
     def batches(self, config: CompressionConfig) -> list[dict[str, Any]]:
         """The calibration rows."""
@@ -100,15 +73,15 @@ class Trial:
         return [few.batch(rows) for rows in few.batch_rows(config.batch_size, config.seed)]
 
     def statistics(self, config: CompressionConfig) -> dict[str, LayerStatistics]:
-        """Of the dense model, from one calibration for all variants that do not change it."""
+        """Of the dense model, from one calibration for all methods that do not change it."""
         key = config.fisher, config.calibration_samples
         if key not in self._statistics:
             self._statistics[key] = self.calibrate(self.loaded.model, config)
         return self._statistics[key]
 
     def calibrate(self, model: PreTrainedModel, config: CompressionConfig) -> dict[str, LayerStatistics]:
-        layers = find_targets(model, self.loaded.body, self.loaded.head).layers
         transformers.set_seed(config.seed)
+        layers = self.targets_of(model).layers
         return calibrate(model, layers, self.groups, self.batches(config), config.fisher == "sampled")
 
     def compressed(
@@ -118,28 +91,43 @@ class Trial:
         statistics: Mapping[str, LayerStatistics] | None = None,
     ) -> tuple[PreTrainedModel, Ranks]:
         """A copy of the dense model, or of `model` in its place, with untrained cores, and its ranks."""
+        if model is None and statistics is None:
+            factors, spectra = self._factors(config)
+        else:
+            factors, spectra = self.factorize(model or self.loaded.model, statistics or self.statistics(config), config)
         model = copy.deepcopy(model or self.loaded.model)
-        statistics = statistics or self.statistics(config)
-        targets = find_targets(model, self.loaded.body, self.loaded.head)
-        factors: dict[str, Factorization] = {}
-        spectra: dict[str, LayerSpectrum] = {}
-        for group in self.groups:
-            for name, layer, found in factorized(targets, {name: statistics[name] for name in group}, config):
-                factors[name] = found
-                spectra[name] = layer.spectrum(found.singular)
         uniform = config.allocation == "uniform"
         ranks = allocate(spectra, config.budgets[0], multiple=config.rank_multiple, uniform=uniform).ranks
         install_cores(model, factors.__getitem__, ranks, config.core_basis)
         return model, ranks
 
-    def tuned(self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks) -> float:
-        """Accuracy of a model with cores, after finetuning and as deployed."""
+    def _factors(self, config: CompressionConfig) -> Factors:
+        """Of the dense model; the last ones are kept, as several budgets and methods ask for the same in a row."""
+        key = config.model_dump(exclude=AFTER_DECOMPOSITION)
+        if self._last_factors is None or self._last_factors[0] != key:
+            self._last_factors = key, self.factorize(self.loaded.model, self.statistics(config), config)
+        return self._last_factors[1]
+
+    def factorize(
+        self, model: PreTrainedModel, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
+    ) -> Factors:
+        targets = self.targets_of(model)
+        found = [
+            layer
+            for group in self.groups
+            for layer in factorized(targets, {name: statistics[name] for name in group}, config)
+        ]
+        factors = {name: factors for name, _, factors in found}
+        return factors, {name: layer.spectrum(factors[name].singular) for name, layer, _ in found}
+
+    def tuned(self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
+        """A model with cores after finetuning, as deployed."""
         finetune_cores(model, self.loaded.head, self.train, config, lambda done: None)
-        return self.accuracy(deploy(model, self.loaded, ranks))
+        return deploy(model, self.loaded, ranks)
 
-    def accuracy(self, model: PreTrainedModel) -> float:
-        return evaluate(model, self.held_out, self.config.task, 32)["accuracy"]
+    def scores(self, model: PreTrainedModel, rows: Encoded) -> Metrics:
+        return evaluate(model, rows, self.config.task, SCORED_AT_ONCE)
 
-
-def _some(examples: Examples, rows: int, seed: int) -> Examples:
-    return examples.select(random.Random(seed).sample(range(len(examples)), min(rows, len(examples))))
+    def dev_score(self, model: PreTrainedModel) -> float:
+        """The task's metric by which choices are made."""
+        return self.scores(model, self.dev)[self.metric]

@@ -115,6 +115,17 @@ def finetune_cores(
     Raises NonFiniteLoss naming the step.
     """
     train_only(model, head | _trained_names(model, config.trained))
+    fit(model, data, config, report, processes)
+
+
+def fit(
+    model: PreTrainedModel,
+    data: Encoded,
+    config: CompressionConfig,
+    report: Callable[[float], None],
+    processes: Processes = ALONE,
+) -> None:
+    """Train every parameter that requires a gradient for `config.epochs`; raises NonFiniteLoss naming the step."""
     set_seed(config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -1,0 +1,183 @@
+"""JACTUS beside its peers: the same model, rows, steps and batch; one result per run, resumed where it stopped.
+
+    python -m benchmarks.quality [--models FOLDER] [--data FOLDER] [--experiments sst2 …] [--methods jactus lora …]
+
+Without folders, models and data come from the hub by the ids in `benchmarks/experiments.py`. The learning rate of each
+method is chosen on dev, with the first seed, from a grid of three. Every run writes one file below
+`benchmarks/results/quality`; what is there with the same settings is not run again. `python -m benchmarks.page` makes
+tables of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.methods import METHODS, TUNED_AT, Method
+from benchmarks.recording import RESULTS, read_result, write_result
+from benchmarks.trial import Trial
+from jactus_core.evaluation import size_of
+from jactus_core.tasks import TASKS
+
+FOLDER = RESULTS / "quality"
+FIRST_SEED = 0
+HOPELESS = 0.05
+"""A way to compress and then tune that is this far behind the best one on dev, with the first seed, is not repeated."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train and to score."""
+
+    experiment: str
+    method: str
+    budget: float
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        return FOLDER / self.experiment / f"{self.method}-b{self.budget:g}-r{self.rate:g}-s{self.seed}.json"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that its result depends on, but for the code."""
+        experiment, method = EXPERIMENTS[self.experiment], METHODS[self.method]
+        return {"rows": experiment.rows, **experiment.settings, **method.settings}
+
+    def result(self) -> dict[str, Any] | None:
+        """What it found, if it was run with these settings."""
+        found = read_result(self.file)
+        return found if found and found["settings"] == self.settings else None
+
+    def dev_score(self) -> float | None:
+        """Higher is better."""
+        found, task = self.result(), TASKS[EXPERIMENTS[self.experiment].task]
+        return None if found is None else found["dev"][task.metric] * (1 if task.higher_is_better else -1)
+
+
+def tuned_at(method: Method) -> float:
+    return TUNED_AT if TUNED_AT in method.budgets else method.budgets[0]
+
+
+def chosen_rate(experiment: str, name: str) -> float | None:
+    """The learning rate that is best on dev; None as long as not all of the grid has been run."""
+    experiment, name = EXPERIMENTS[experiment].rates_of or experiment, METHODS[name].rate_of or name
+    method = METHODS[name]
+    runs = [Run(experiment, name, tuned_at(method), rate, FIRST_SEED) for rate in method.rates]
+    scores = {run.rate: run.dev_score() for run in runs}
+    if None in scores.values():
+        return None
+    return max(scores, key=lambda rate: (scores[rate], -rate))
+
+
+def tuning_runs(experiment: str, name: str) -> list[Run]:
+    """What has to be run before the rate is known, here."""
+    if EXPERIMENTS[experiment].rates_of or METHODS[name].rate_of:
+        return []
+    method = METHODS[name]
+    return [Run(experiment, name, tuned_at(method), rate, FIRST_SEED) for rate in method.rates]
+
+
+def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
+    """One per budget, at the chosen rate."""
+    rate = chosen_rate(experiment, name)
+    if rate is None:
+        raise SystemExit(f"The learning rate of {name} on {experiment} is not chosen yet; run what it is taken from.")
+    return [Run(experiment, name, budget, rate, seed) for budget in METHODS[name].budgets]
+
+
+def is_hopeless(run: Run) -> bool:
+    """Whether it is a further seed of a way to compress and then tune that trails far behind another."""
+    rivals = [name for name in METHODS if "+" in name]
+    if run.seed == FIRST_SEED or run.method not in rivals:
+        return False
+    scores = {}
+    for name in rivals:
+        rate = chosen_rate(run.experiment, name)
+        if rate is not None:
+            scores[name] = Run(run.experiment, name, run.budget, rate, FIRST_SEED).dev_score()
+    known = {name: score for name, score in scores.items() if score is not None}
+    return run.method in known and known[run.method] < max(known.values()) - HOPELESS
+
+
+def missing(name: str, methods: Sequence[str], seed: int) -> Iterator[Run]:
+    """What is still to be run for one seed; rates are chosen on the way."""
+    experiment = EXPERIMENTS[name]
+    for method in methods:
+        if METHODS[method].needs_head and not TASKS[experiment.task].is_classification:
+            continue
+        if seed == FIRST_SEED:
+            yield from (run for run in tuning_runs(name, method) if run.result() is None)
+        for run in final_runs(name, method, seed):
+            if run.result() is None and not is_hopeless(run):
+                yield run
+
+
+def run_experiments(names: Sequence[str], options: argparse.Namespace) -> None:
+    transformers.utils.logging.set_verbosity_error()
+    for name in names:
+        for seed in options.seeds[: EXPERIMENTS[name].seeds]:
+            trial: Trial | None = None
+            for run in missing(name, options.methods, seed):
+                trial = trial or Trial(EXPERIMENTS[name], seed, options.models, options.data)
+                measure(run, trial)
+
+
+def measure(run: Run, trial: Trial) -> None:
+    """Train, score and keep."""
+    began = time.monotonic()
+    model = METHODS[run.method].train(trial, run.budget, run.rate)
+    seconds = time.monotonic() - began
+    dev, test = trial.scores(model, trial.dev), trial.scores(model, trial.test)
+    write_result(
+        run.file,
+        {
+            "experiment": run.experiment,
+            "method": run.method,
+            "budget": run.budget,
+            "learning_rate": run.rate,
+            "seed": run.seed,
+            "dev": dev,
+            "test": test,
+            "parameters": size_of(model, []).parameters,
+            "seconds": round(seconds, 1),
+            "settings": run.settings,
+        },
+    )
+    print(f"{run.experiment:<16} {run.file.stem:<40} dev {dev[trial.metric]:.4f}  {seconds:5.0f} s", flush=True)
+
+
+def chains(names: Sequence[str]) -> list[list[str]]:
+    """Experiments that take another's learning rates come behind it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(EXPERIMENTS[name].rates_of or name, []).append(name)
+    return list(found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
+    parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=1, help="experiments that run side by side")
+    options = parser.parse_args()
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for done in [pool.submit(run_experiments, chain, options) for chain in chains(options.experiments)]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()
