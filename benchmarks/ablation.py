@@ -1,8 +1,8 @@
-"""Every switch of the method, and levers beyond it, one at a time against the defaults: quality on held-out rows.
+"""Every switch of the method, and levers beyond it, one at a time against the defaults: quality on dev.
 
     python -m benchmarks.ablation --models FOLDER --data FOLDER [--sets sst2 emotion dtd] [--seeds 0 1 2]
 
-FOLDER of models holds Hugging Face folders by the names in `trial.SETS`, FOLDER of data the files named there. Adds to
+Takes experiments of `benchmarks/experiments.py`, shortened. Without folders, models and data come from the hub. Adds to
 what earlier runs found, and fills the table in docs/method.md.
 """
 
@@ -12,15 +12,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.experiments import EXPERIMENTS, Experiment
 from benchmarks.levers import LEVERS
-from benchmarks.recording import fill, keep, kept
-from benchmarks.trial import SETS, Trial
+from benchmarks.recording import METHOD_PAGE, fill, keep, kept
+from benchmarks.trial import Trial
 from jactus_core.config import CompressionConfig
 
 THRESHOLDS = {"union": "thresholds"}
@@ -55,13 +57,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "trained: factors": {"trained": "factors"},
 }
 DENSE = "dense, head tuned"
+SETS = ("sst2", "emotion", "dtd10")
+ROWS = {"text-classification": 1280, "image-classification": 480}
+SHORT = {"epochs": 1, "batch_size": 16, "rank_multiple": 1, "dtype": "float32"}
 MEASURED = (DENSE, *VARIANTS, *LEVERS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
+    parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=MEASURED, default=MEASURED, metavar="NAME")
@@ -71,29 +76,36 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "accuracy")
     for seed in options.seeds:
         for name in options.sets:
-            trial = Trial(SETS[name], options.models, options.data, seed, options.budget)
+            trial = Trial(short(EXPERIMENTS[name], options.budget), seed, options.models, options.data)
             for variant in options.variants:
                 accuracy = measure(trial, variant)
                 found.setdefault(name, {}).setdefault(variant, {})[str(seed)] = accuracy
                 print(f"{name:<8} seed {seed}  {accuracy:6.1%}  {variant}", flush=True)
-            keep("ablation", {"budget": options.budget, "accuracy": found, "sets": {n: vars(SETS[n]) for n in found}})
-    fill("ablation", f"{caption(found, options.budget)}\n\n{table(found)}")
+            keep("ablation", {"budget": options.budget, "accuracy": found, "rows": ROWS, "settings": SHORT})
+    fill(METHOD_PAGE, "ablation", f"{caption(found, options.budget)}\n\n{table(found)}")
 
 
 def measure(trial: Trial, variant: str) -> float:
     """The accuracy that a variant reaches, or the dense model with its head tuned."""
     if variant == DENSE:
-        return trial.dense
+        return trial.dev_score(trial.loaded.model)
     if variant in LEVERS:
-        return LEVERS[variant](trial)
+        return trial.dev_score(LEVERS[variant](trial))
     config = CompressionConfig.model_validate(trial.config.model_dump() | dict(VARIANTS[variant]))
-    return trial.tuned(config, *trial.compressed(config))
+    return trial.dev_score(trial.tuned(config, *trial.compressed(config)))
+
+
+def short(experiment: Experiment, budget: float) -> Experiment:
+    """The same on fewer rows, with the finest ranks."""
+    settings = {**experiment.settings, **SHORT, "budgets": (budget,)}
+    rows = ROWS[experiment.task]
+    return replace(experiment, rows=rows, scored_rows=(600, 1), settings=settings)
 
 
 def caption(found: Mapping[str, Mapping[str, Mapping[str, float]]], budget: float) -> str:
     seeds = ", ".join(f"{name} {len(variants['defaults'])}" for name, variants in found.items())
     return (
-        f"Accuracy in percent on held-out rows at a budget of {budget:g} after one short epoch, mean and standard\n"
+        f"Accuracy in percent on dev at a budget of {budget:g} after one short epoch, mean and standard\n"
         f"deviation over seeds (seeds: {seeds}). All rows below `{FINEST}` change one thing of that row.\n"
         "`benchmarks/results/ablation.json` has every run."
     )

@@ -103,10 +103,10 @@ def some(examples: Examples, rows: int, seed: int) -> Examples:
     return examples.select(random.Random(seed).sample(range(len(examples)), min(rows, len(examples))))
 
 
-MINILM = {"model": "sentence-transformers/all-MiniLM-L6-v2", "folder": "minilm"}
-VIT_S = {"model": "facebook/dinov2-small", "folder": "vit-s"}
-CLIP = {"model": "openai/clip-vit-base-patch16", "folder": "clip-b16"}
-SMOLLM2 = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "folder": "smollm2"}
+MINILM: Mapping[str, Any] = {"model": "sentence-transformers/all-MiniLM-L6-v2", "folder": "minilm"}
+VIT_S: Mapping[str, Any] = {"model": "facebook/dinov2-small", "folder": "vit-s"}
+CLIP: Mapping[str, Any] = {"model": "openai/clip-vit-base-patch16", "folder": "clip-b16"}
+SMOLLM2: Mapping[str, Any] = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "folder": "smollm2"}
 
 
 def _boolq(row: Row) -> Row:
@@ -196,9 +196,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         },
     ),
     "arc-easy": Experiment(**CHOICE, data="allenai/ai2_arc:ARC-Easy", from_hub=_arc, file="choice/arc_easy"),
-    "boolq": Experiment(
-        **CHOICE, data="google/boolq", from_hub=_boolq, file="choice/boolq", rates_of="arc-easy"
-    ),
+    "boolq": Experiment(**CHOICE, data="google/boolq", from_hub=_boolq, file="choice/boolq", rates_of="arc-easy"),
     "commonsense-qa": Experiment(
         **CHOICE, data="tau/commonsense_qa", from_hub=_arc, file="choice/commonsense_qa", rates_of="arc-easy"
     ),

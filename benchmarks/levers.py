@@ -25,7 +25,7 @@ from jactus_core.modeling_jactus import LowRankLinear
 TEMPERATURE = 2.0
 
 
-def natural_gradient(trial: Trial, rate: float) -> float:
+def natural_gradient(trial: Trial, rate: float) -> PreTrainedModel:
     """Project W − rate · C_g⁻¹ G C_x⁻¹ in the place of W, with G (m, n) the mean gradient of W at a token."""
     model = copy.deepcopy(trial.loaded.model)
     layers = find_targets(model, trial.loaded.body, trial.loaded.head).layers
@@ -46,7 +46,7 @@ def natural_gradient(trial: Trial, rate: float) -> float:
     return trial.tuned(trial.config, *trial.compressed(trial.config, model))
 
 
-def taught(trial: Trial, share: float, tuned: bool) -> float:
+def taught(trial: Trial, share: float, tuned: bool) -> PreTrainedModel:
     """Finetune the cores on (1 − share) · cross-entropy + share · divergence from a teacher's answers.
 
     The teacher is the dense model with its head tuned, or, `tuned`, the same with every layer's core finetuned too.
@@ -76,7 +76,7 @@ def _with_teacher(forward: Callable[..., Any], teacher: PreTrainedModel, share: 
     return forward_and_compare
 
 
-def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: bool) -> float:
+def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: bool) -> PreTrainedModel:
     """Finetune a larger model for a `share` of the steps, decompose what came out of it, and finetune the rest.
 
     The second decomposition takes the covariances of the first, or, `recalibrated`, those of the model half way.
@@ -93,7 +93,7 @@ def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: b
     return trial.tuned(second, *trial.compressed(second, model, statistics))
 
 
-LEVERS: Mapping[str, Callable[[Trial], float]] = {
+LEVERS: Mapping[str, Callable[[Trial], PreTrainedModel]] = {
     "lever: natural gradient at 0.0003": lambda trial: natural_gradient(trial, 3e-4),
     "lever: natural gradient at 0.003": lambda trial: natural_gradient(trial, 3e-3),
     "lever: taught by the dense model": lambda trial: taught(trial, 0.5, tuned=False),

@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from benchmarks.recording import fill, interleaved, keep, ratio, read_summary, summarize
+from benchmarks.recording import METHOD_PAGE, fill, interleaved, keep, ratio, read_summary, summarize
 from cli.docstrings import build_dataset
 from jactus_core.allocation import allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
@@ -139,7 +139,11 @@ def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, dict[st
     summarize("calibration_memory_growth", metric, value, "<= 1.2", value <= 1.2, COMMAND)
     rows = [row for row in read_summary() if row["command"] == COMMAND]
     lines = [f"| {r['metric']} | {r['id']} | {r['value']:.2f} | {r['bound']} | {YES_NO[r['holds']]} |" for r in rows]
-    fill("speed", "\n".join(["| what | id | ratio | bound | holds |", "| --- | --- | --- | --- | --- |", *lines]))
+    fill(
+        METHOD_PAGE,
+        "speed",
+        "\n".join(["| what | id | ratio | bound | holds |", "| --- | --- | --- | --- | --- |", *lines]),
+    )
 
 
 def load(name: str) -> tuple[Loaded, Encoded]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import transformers
 
-from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import METHODS, TUNED_AT, Method
 from benchmarks.recording import RESULTS, read_result, write_result
 from benchmarks.trial import Trial

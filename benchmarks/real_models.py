@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import fill, keep, kept
+from benchmarks.recording import METHOD_PAGE, fill, keep, kept
 from jactus_core import CompressionConfig, CompressionResult, compress
 from jactus_core.progress import Stage
 from jactus_core.sources import open_source
@@ -69,7 +69,7 @@ def main() -> None:
         print(f"{name}\n{result}\n", flush=True)
         found[name] = {"settings": dict(CASES[name].settings), **result.as_dict()}
         keep("real_models", {"cases": {name: found[name] for name in CASES if name in found}})
-    fill("real-models", table(found))
+    fill(METHOD_PAGE, "real-models", table(found))
 
 
 def run(case: Case, models: Path, data: Path) -> CompressionResult:

@@ -18,7 +18,8 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SUMMARY = RESULTS / "summary.json"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "method.md"
+DOCS = Path(__file__).parent.parent / "docs"
+METHOD_PAGE = DOCS / "method.md"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
@@ -85,11 +86,21 @@ def summarize(id: str, metric: str, value: float, bound: str, holds: bool, comma
     print(f"{'ok  ' if holds else 'MISS'}  {id:<28} {value:8.3f}   {metric}, {bound}")
 
 
-def fill(marker: str, table: str) -> None:
-    """Put a table between the markers in docs/method.md."""
-    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin, 1)
-    DOCUMENT.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+def fill(page: Path, marker: str, text: str) -> None:
+    """Put a text between two markers of a page."""
+    begin, end = _markers(marker)
+    before, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def filled(page: Path, marker: str) -> str:
+    """What stands between them."""
+    begin, end = _markers(marker)
+    return page.read_text(encoding="utf-8").split(begin, 1)[1].split(end, 1)[0].strip("\n")
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
 def machine() -> str:

@@ -1,0 +1,232 @@
+"""docs/benchmarks.md: every table and the picture from the committed results, and the figures of the summary.
+
+python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from benchmarks import findings
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
+from benchmarks.methods import BUDGETS, METHODS
+from benchmarks.quality import chosen_rate
+from benchmarks.recording import DOCS, fill, read_summary, summarize
+from jactus_core.tasks import TaskName
+
+PAGE = DOCS / "benchmarks.md"
+PICTURE = DOCS / "benchmarks.svg"
+COMMAND = "python -m benchmarks.quality && python -m benchmarks.page"
+PEFT_BOUND = 0.5
+"""Points that JACTUS at the largest budget shall be ahead of the best adapter at all parameters."""
+RIVAL_BOUNDS = {0.8: 1.0, 0.6: 2.0, 0.4: 3.0}
+"""Points that it shall be ahead of the best way to compress and then tune, by budget."""
+COLUMNS = [Column(name, budget) for name, method in METHODS.items() for budget in method.budgets]
+MODALITIES: Mapping[str, tuple[TaskName, ...]] = {
+    "text": ("text-classification",),
+    "images": ("image-classification",),
+    "language": ("multiple-choice",),
+}
+INK, GRID = "#1f2933", "#d9e2ec"
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    OURS: {"color": "#0b6e4f", "marker": "o", "linewidth": 2.2},
+    "svd-llm+lora": {"color": "#c2410c", "marker": "s"},
+    "svd-llm+cores": {"color": "#c2410c", "marker": "s", "linestyle": "--"},
+    "svd-llm-global+lora": {"color": "#7c3aed", "marker": "^"},
+    "svd-llm-global+cores": {"color": "#7c3aed", "marker": "^", "linestyle": "--"},
+    "svd+lora": {"color": "#64748b", "marker": "v"},
+    "svd+cores": {"color": "#64748b", "marker": "v", "linestyle": "--"},
+    "lora": {"color": "#1d4ed8", "marker": "D"},
+    "dora": {"color": "#0891b2", "marker": "P"},
+    "pissa": {"color": "#be185d", "marker": "X"},
+    "full": {"color": INK, "marker": "*"},
+    "probe": {"color": "#a3a3a3", "marker": "_"},
+}
+
+
+def main() -> None:
+    summarize_quality()
+    for marker, text in blocks().items():
+        fill(PAGE, marker, text)
+    draw(points())
+
+
+def summarize_quality() -> None:
+    """The goals in the summary of all benchmarks, over the experiments that have all of both sides."""
+    for id, (found, against, bound) in quality_goals().items():
+        metric = f"JACTUS - {METHODS[against.method].title}, points over {len(found.by_experiment)} tasks"
+        value = 100 * found.mean
+        summarize(id, metric, value, f">= {bound:g}", value >= bound, COMMAND)
+
+
+def quality_goals() -> dict[str, tuple[findings.Difference, Column, float]]:
+    """By id: the difference to the best of the peers, which one that is, and the points asked for."""
+    adapters = [Column(name, 1.0) for name in ADAPTERS]
+    goals = {"quality_vs_peft@0.8": (Column(OURS, 0.8), adapters, PEFT_BOUND)}
+    for budget, bound in RIVAL_BOUNDS.items():
+        rivals = [Column(name, budget) for name in RIVALS]
+        goals[f"quality_vs_compress_then_tune@{budget:g}"] = (Column(OURS, budget), rivals, bound)
+    found = {}
+    for id, (ours, peers, bound) in goals.items():
+        experiments = complete([ours, *peers])
+        if experiments:
+            against = best(experiments, peers)
+            found[id] = difference(experiments, ours, against), against, bound
+    return found
+
+
+def blocks() -> dict[str, str]:
+    """What stands between the markers of the page."""
+    return {
+        "goals": goals_table(),
+        **{modality: scores_table(names) for modality, names in shown().items()},
+        "perplexity": scores_table([name for name in EXPERIMENTS if findings.metric_of(name) == "perplexity"]),
+        "differences": differences_table(),
+        "rates": rates_table(),
+    }
+
+
+def shown() -> dict[str, list[str]]:
+    """Experiments with an accuracy, by modality."""
+    return {
+        modality: [name for name, experiment in EXPERIMENTS.items() if experiment.task in tasks]
+        for modality, tasks in MODALITIES.items()
+    }
+
+
+def goals_table() -> str:
+    rows = [row for row in read_summary() if str(row["command"]).startswith(GOALS)]
+    return _table(
+        ["goal", "value", "bound", "holds", "what"],
+        (
+            [f"`{r['id']}`", f"{r['value']:.2f}", r["bound"], "yes" if r["holds"] else "**no**", r["metric"]]
+            for r in rows
+        ),
+    )
+
+
+GOALS = ("python -m benchmarks.quality", "python -m benchmarks.costs", "python -m benchmarks.inference")
+
+
+def scores_table(experiments: Sequence[str]) -> str:
+    """Mean ± standard deviation over seeds, on test; accuracies in percent."""
+    head = ["method", "kept", *(f"{name} ({len_of_seeds(name)})" for name in experiments)]
+    rows = []
+    for column in COLUMNS:
+        cells = [_cell(name, findings.scores(name, column)) for name in experiments]
+        if any(cells):
+            rows.append([METHODS[column.method].title, f"{column.budget:.0%}", *cells])
+    return _table(head, rows)
+
+
+def len_of_seeds(experiment: str) -> str:
+    seeds = EXPERIMENTS[experiment].seeds
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _cell(experiment: str, values: Mapping[int, float]) -> str:
+    scale, digits = (100, 1) if findings.metric_of(experiment) == "accuracy" else (1, 2)
+    if not values:
+        return ""
+    spread = f" ± {scale * statistics.stdev(values.values()):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values.values()):.{digits}f}{spread}"
+
+
+def differences_table() -> str:
+    """Points of JACTUS minus the best peer of each goal, by experiment, paired by seed."""
+    goals = quality_goals()
+    experiments = [name for name in EXPERIMENTS if any(name in found.by_experiment for found, _, _ in goals.values())]
+    rows = []
+    for id, (found, against, _) in goals.items():
+        cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
+        whole = f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}"
+        rows.append([f"`{id}`", METHODS[against.method].title, *cells, whole])
+    return _table(["goal", "against", *experiments, "mean ± error"], rows)
+
+
+def _points(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):+.1f}{spread}"
+
+
+def rates_table() -> str:
+    """The grid of each method, and what dev chose."""
+    tuned = [name for name, experiment in EXPERIMENTS.items() if experiment.rates_of is None]
+    rows = []
+    for name, method in METHODS.items():
+        if len(method.rates) > 1 and method.rate_of is None:
+            chosen = [chosen_rate(experiment, name) for experiment in tuned]
+            grid = ", ".join(f"{rate:g}" for rate in method.rates)
+            rows.append([method.title, grid, *("" if rate is None else f"{rate:g}" for rate in chosen)])
+    return _table(["method", "grid", *tuned], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+Points = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+
+
+def points() -> Points:
+    """By modality and method: the share kept and the mean accuracy, over experiments that have all that is drawn."""
+    drawn = {}
+    for modality, names in shown().items():
+        columns = [column for column in COLUMNS if any(findings.is_complete(name, column) for name in names)]
+        whole = [name for name in names if all(findings.is_complete(name, column) for column in columns)]
+        if whole:
+            drawn[modality] = {
+                method: [
+                    (column.budget, round(findings.mean(whole, column), 5))
+                    for column in columns
+                    if column.method == method
+                ]
+                for method in dict.fromkeys(column.method for column in columns)
+                if method in STYLES
+            }
+    return drawn
+
+
+def draw(panels: Points, file: Path = PICTURE) -> None:
+    """Accuracy against the share of the linear layers that is kept, one panel per modality."""
+    if not panels:
+        return
+    with rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(4.4 * len(panels), 4.6), layout="constrained")
+        for axes, (modality, methods) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
+            for method, line in methods.items():
+                kept, accuracy = zip(*line, strict=True)
+                axes.plot(kept, [100 * value for value in accuracy], label=METHODS[method].title, **STYLES[method])
+            axes.set_title(modality, loc="left", color=INK)
+            axes.set_xlabel("parameters kept of the linear layers")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.set_xticks([1.0, *BUDGETS])
+            axes.grid(color=GRID)
+            axes.set_axisbelow(True)
+        figure.axes[0].set_ylabel("mean accuracy on test, percent")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        figure.savefig(file, metadata={"Date": None, "Description": fingerprint(panels)})
+
+
+def fingerprint(panels: Points) -> str:
+    """What the picture carries, to tell which results it shows."""
+    return hashlib.sha256(json.dumps(panels, sort_keys=True).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
