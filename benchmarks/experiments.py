@@ -133,7 +133,7 @@ CHOICE: Mapping[str, Any] = {
     "seeds": 1,
 }
 
-EXPERIMENTS: Mapping[str, Experiment] = {
+EXPERIMENTS: dict[str, Experiment] = {
     "sst2": Experiment(
         **TEXT,
         data="SetFit/sst2",

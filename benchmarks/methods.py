@@ -28,74 +28,69 @@ ADAPTER_RATES = (3e-4, 1e-3, 3e-3)
 ADAPTER_RANK = 16
 
 
+Settings = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Method:
-    """A way to a model that is tuned for the task. `train` gets the trial, the budget and the learning rate."""
+    """A way to a model that is tuned for the task; `train` gets the trial, the budget, the rate and the settings."""
 
     title: str
-    train: Callable[[Trial, float, float], PreTrainedModel]
-    rates: tuple[float, ...]
+    train: Callable[[Trial, float, float, Settings], PreTrainedModel]
+    settings: Settings = field(default_factory=dict)
+    rates: tuple[float, ...] = (0.0,)
     budgets: tuple[float, ...] = (1.0,)
-    settings: Mapping[str, Any] = field(default_factory=dict)
     rate_of: str | None = None  # the method whose learning rate is taken
     needs_head: bool = False
 
+    def run(self, trial: Trial, budget: float, rate: float) -> PreTrainedModel:
+        return self.train(trial, budget, rate, self.settings)
 
-def untouched(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
+
+def untouched(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     """The dense model, whose head, if it has one, was warmed up."""
     return copy.deepcopy(trial.loaded.model)
 
 
-def probe(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
+def probed(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
+    """The head alone."""
     model = copy.deepcopy(trial.loaded.model)
     train_only(model, trial.loaded.head)
     return _fitted(trial, model, rate)
 
 
-def full(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
+def fully_finetuned(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     model = copy.deepcopy(trial.loaded.model)
     train_only(model, frozenset(name for name, _ in model.named_parameters()))
     return _fitted(trial, model, rate)
 
 
-def adapters(**settings: Any) -> Callable[[Trial, float, float], PreTrainedModel]:
+def adapted(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     """LoRA and its kin beside every targeted layer of the dense model, merged in the end."""
-
-    def train(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
-        model = copy.deepcopy(trial.loaded.model)
-        return _adapted(trial, model, trial.targets_of(model).layers, rate, settings)
-
-    return train
+    model = copy.deepcopy(trial.loaded.model)
+    return _adapted(trial, model, trial.targets_of(model).layers, rate, settings)
 
 
-def compressed_then_adapted(**settings: Any) -> Callable[[Trial, float, float], PreTrainedModel]:
+def compressed_then_adapted(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     """Compress in a peer's way, then LoRA on both factors of every layer (on W itself where a layer stays dense)."""
-
-    def train(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
-        model, ranks = trial.compressed(trial.config.model_copy(update={"budgets": (budget,), **settings}))
-        fold_cores(model)
-        layers = [
-            name if rank is None else f"{name}.{factor}"
-            for name, rank in ranks.items()
-            for factor in (("",) if rank is None else ("down", "up"))
-        ]
-        return _adapted(trial, model, layers, rate, {})
-
-    return train
+    model, ranks = trial.compressed(trial.config.model_copy(update={"budgets": (budget,), **settings}))
+    fold_cores(model)
+    layers = [
+        name if rank is None else f"{name}.{factor}"
+        for name, rank in ranks.items()
+        for factor in (("",) if rank is None else ("down", "up"))
+    ]
+    return _adapted(trial, model, layers, rate, {})
 
 
-def cores(**settings: Any) -> Callable[[Trial, float, float], PreTrainedModel]:
+def compressed_with_cores(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     """Compress, then train cores: the whole of JACTUS, or a peer's compression with our finetuning."""
-
-    def train(trial: Trial, budget: float, rate: float) -> PreTrainedModel:
-        config = trial.config.model_copy(update={"budgets": (budget,), "learning_rate": rate, **settings})
-        return trial.tuned(config, *trial.compressed(config))
-
-    return train
+    config = trial.config.model_copy(update={"budgets": (budget,), "learning_rate": rate, **settings})
+    return trial.tuned(config, *trial.compressed(config))
 
 
 def _adapted(
-    trial: Trial, model: PreTrainedModel, layers: Iterable[str], rate: float, settings: Mapping[str, Any]
+    trial: Trial, model: PreTrainedModel, layers: Iterable[str], rate: float, settings: Settings
 ) -> PreTrainedModel:
     config = LoraConfig(r=ADAPTER_RANK, lora_alpha=ADAPTER_RANK, target_modules=list(layers), **settings)
     inject_adapter_in_model(config, model)
@@ -113,57 +108,30 @@ def _fitted(trial: Trial, model: PreTrainedModel, rate: float) -> PreTrainedMode
 
 
 JACTUS = CompressionConfig().model_dump(
-    include={"fisher", "shrinkage", "covariance_floor", "weighting", "union", "allocation"}
-    | {"rank_multiple", "core_basis", "trained"}
+    include={"fisher", "shrinkage", "covariance_floor", "weighting", "union", "allocation", "core_basis", "trained"}
 )
 PLAIN_SVD = {**JACTUS, "weighting": "none", "allocation": "uniform"}
 SVD_LLM = {**JACTUS, "weighting": "input", "allocation": "uniform", "shrinkage": 0.0}
 SVD_LLM_GLOBAL = {**SVD_LLM, "allocation": "global"}
-DORA = {"use_dora": True}
-PISSA = {"init_lora_weights": "pissa"}
 
 METHODS: Mapping[str, Method] = {
-    "jactus": Method("JACTUS", cores(**JACTUS), CORE_RATES, BUDGETS, settings=JACTUS),
-    "lora": Method("LoRA r=16", adapters(), ADAPTER_RATES),
-    "dora": Method("DoRA r=16", adapters(**DORA), ADAPTER_RATES, settings=DORA),
-    "pissa": Method("PiSSA r=16", adapters(**PISSA), (1e-4, 3e-4, 1e-3), settings=PISSA),
-    "full": Method("full finetuning", full, (3e-5, 1e-4, 3e-4)),
-    "probe": Method("linear probe", probe, (1e-3, 3e-3, 1e-2), needs_head=True),
-    "untouched": Method("untouched", untouched, (0.0,)),
-    "svd-llm+lora": Method(
-        "SVD-LLM, then LoRA", compressed_then_adapted(**SVD_LLM), ADAPTER_RATES, BUDGETS, settings=SVD_LLM
-    ),
-    "svd-llm+cores": Method("SVD-LLM, then cores", cores(**SVD_LLM), CORE_RATES, BUDGETS, settings=SVD_LLM),
-    "svd-llm-global+lora": Method(
-        "SVD-LLM with global ranks, then LoRA",
-        compressed_then_adapted(**SVD_LLM_GLOBAL),
-        ADAPTER_RATES,
-        BUDGETS,
-        settings=SVD_LLM_GLOBAL,
-        rate_of="svd-llm+lora",
-    ),
-    "svd-llm-global+cores": Method(
-        "SVD-LLM with global ranks, then cores",
-        cores(**SVD_LLM_GLOBAL),
-        CORE_RATES,
-        BUDGETS,
-        settings=SVD_LLM_GLOBAL,
-        rate_of="svd-llm+cores",
-    ),
-    "svd+lora": Method(
-        "plain SVD, then LoRA",
-        compressed_then_adapted(**PLAIN_SVD),
-        ADAPTER_RATES,
-        BUDGETS,
-        settings=PLAIN_SVD,
-        rate_of="svd-llm+lora",
-    ),
-    "svd+cores": Method(
-        "plain SVD, then cores",
-        cores(**PLAIN_SVD),
-        CORE_RATES,
-        BUDGETS,
-        settings=PLAIN_SVD,
-        rate_of="svd-llm+cores",
-    ),
+    "jactus": Method("JACTUS", compressed_with_cores, JACTUS, CORE_RATES, BUDGETS),
+    "lora": Method("LoRA r=16", adapted, {}, ADAPTER_RATES),
+    "dora": Method("DoRA r=16", adapted, {"use_dora": True}, ADAPTER_RATES),
+    "pissa": Method("PiSSA r=16", adapted, {"init_lora_weights": "pissa"}, (1e-4, 3e-4, 1e-3)),
+    "full": Method("full finetuning", fully_finetuned, {}, (3e-5, 1e-4, 3e-4)),
+    "probe": Method("linear probe", probed, {}, (1e-3, 3e-3, 1e-2), needs_head=True),
+    "untouched": Method("untouched", untouched),
+    "svd-llm+lora": Method("SVD-LLM, then LoRA", compressed_then_adapted, SVD_LLM, ADAPTER_RATES, BUDGETS),
+    "svd-llm+cores": Method("SVD-LLM, then cores", compressed_with_cores, SVD_LLM, CORE_RATES, BUDGETS),
+} | {
+    f"{name}+{way}": Method(f"{title}, then {title_of_way}", train, settings, rates, BUDGETS, f"svd-llm+{way}")
+    for name, title, settings in (
+        ("svd-llm-global", "SVD-LLM with global ranks", SVD_LLM_GLOBAL),
+        ("svd", "plain SVD", PLAIN_SVD),
+    )
+    for way, title_of_way, train, rates in (
+        ("lora", "LoRA", compressed_then_adapted, ADAPTER_RATES),
+        ("cores", "cores", compressed_with_cores, CORE_RATES),
+    )
 }

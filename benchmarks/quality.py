@@ -136,7 +136,7 @@ def run_experiments(names: Sequence[str], options: argparse.Namespace) -> None:
 def measure(run: Run, trial: Trial) -> None:
     """Train, score and keep."""
     began = time.monotonic()
-    model = METHODS[run.method].train(trial, run.budget, run.rate)
+    model = METHODS[run.method].run(trial, run.budget, run.rate)
     seconds = time.monotonic() - began
     dev, test = trial.scores(model, trial.dev), trial.scores(model, trial.test)
     write_result(

@@ -1,0 +1,170 @@
+"""What a compressed checkpoint takes to answer, beside the dense one: throughput at batch 32, latency at batch 1.
+
+    python -m benchmarks.inference [--models FOLDER] [--data FOLDER] [--experiments sst2 dtd10] [--repeats 15]
+
+Eager PyTorch, torch.compile and ONNX Runtime, at every budget, with ranks rounded to 1, 8, 16 and 64. All models of an
+engine take turns on the same batch; a figure is the median over turns of the compressed model's time by the dense
+one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods import BUDGETS
+from benchmarks.recording import RESULTS, interleaved, ratio, read_result, summarize, write_result
+from benchmarks.trial import Trial
+from jactus_core.checkpoint import deploy, save_checkpoint
+from jactus_core.config import CompressionConfig
+from jactus_core.export import ONNX_FILE, export
+from jactus_core.layers import fold_cores
+from jactus_core.losses import without_labels
+
+COMMAND = "python -m benchmarks.inference"
+FOLDER = RESULTS / "inference"
+MULTIPLES = (1, 8, 16, 64)
+BATCHES = (32, 1)
+DENSE = "dense"
+CALIBRATION_ROWS = 128
+BOUND = 1.0
+Batch = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
+    parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=["sst2", "dtd10"], metavar="NAME")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    for name in options.experiments:
+        file = FOLDER / f"{name}.json"
+        found = (read_result(file) or {"milliseconds": {}})["milliseconds"]
+        with tempfile.TemporaryDirectory() as folder:
+            trial = small_trial(name, options.models, options.data)
+            models = write_models(trial, Path(folder))
+            for engine in options.engines:
+                for size in BATCHES:
+                    batch = without_labels(trial.test.batch(trial.test.order(by_length=True)[:size]))
+                    actions = {model: ENGINES[engine](models[model], batch) for model in models}
+                    seconds = interleaved(actions, options.repeats)
+                    found[f"{engine}, batch {size}"] = {
+                        model: [round(1000 * value, 3) for value in values] for model, values in seconds.items()
+                    }
+                    write_result(file, {"experiment": name, "milliseconds": found})
+                    print(f"{name}: {engine}, batch {size}", flush=True)
+    conclude()
+
+
+def small_trial(name: str, models: Path | None, data: Path | None) -> Trial:
+    """With few rows and in float32: speed asks for ranks as a calibration gives them, not for training."""
+    experiment = EXPERIMENTS[name]
+    settings = {**experiment.settings, "calibration_samples": CALIBRATION_ROWS, "dtype": "float32"}
+    return Trial(replace(experiment, rows=CALIBRATION_ROWS, settings=settings), 0, models, data)
+
+
+def write_models(trial: Trial, folder: Path) -> dict[str, Path]:
+    """Checkpoints, dense and compressed, by name."""
+    found = {DENSE: folder / DENSE}
+    dense, _ = trial.compressed(trial.config.model_copy(update={"budgets": (1.0,)}))
+    fold_cores(dense)
+    save_checkpoint(deploy(dense, trial.loaded, {}), trial.loaded.processor, found[DENSE])
+    for budget in BUDGETS:
+        for multiple in MULTIPLES:
+            config = trial.config.model_copy(update={"budgets": (budget,), "rank_multiple": multiple})
+            model, ranks = trial.compressed(config)
+            name = variant(budget, multiple)
+            found[name] = folder / name
+            save_checkpoint(deploy(model, trial.loaded, ranks), trial.loaded.processor, found[name])
+    return found
+
+
+def variant(budget: float, multiple: int) -> str:
+    return f"{budget:g}, ranks of {multiple}"
+
+
+def eager(folder: Path, batch: Batch) -> Callable[[], object]:
+    model = _load(folder)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return model(**batch)
+
+    return run
+
+
+def compiled(folder: Path, batch: Batch) -> Callable[[], object]:
+    """Compiled anew for this shape, as a server with fixed shapes would."""
+    torch.compiler.reset()
+    model: Any = torch.compile(_load(folder), dynamic=False)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return model(**batch)
+
+    run()
+    return run
+
+
+def onnx(folder: Path, batch: Batch) -> Callable[[], object]:
+    exported = folder / "onnx"
+    if not exported.exists():
+        export(folder, exported, "onnx")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(exported / ONNX_FILE, settings, providers=["CPUExecutionProvider"])
+    names = {given.name for given in session.get_inputs()}
+    inputs = {name: value.numpy() for name, value in batch.items() if name in names}
+    return lambda: session.run(None, inputs)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    auto = next(name for name in described["auto_map"] if name != "AutoConfig")
+    model: PreTrainedModel = getattr(transformers, auto).from_pretrained(folder)
+    return model.eval()
+
+
+ENGINES: Mapping[str, Callable[[Path, Batch], Callable[[], object]]] = {
+    "eager": eager,
+    "torch.compile": compiled,
+    "ONNX Runtime": onnx,
+}
+
+
+def ratios(milliseconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Of every compressed model to the dense one."""
+    return {name: ratio(dict(milliseconds), name, DENSE) for name in milliseconds if name != DENSE}
+
+
+def conclude() -> None:
+    """One figure per engine, budget and batch size, at the default rounding: the mean over experiments."""
+    multiple = CompressionConfig().rank_multiple
+    measured = [found["milliseconds"] for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    for engine in ENGINES:
+        for size in BATCHES:
+            series = [found[key] for found in measured if (key := f"{engine}, batch {size}") in found]
+            for budget in BUDGETS if series else ():
+                value = statistics.mean(ratios(found)[variant(budget, multiple)] for found in series)
+                id = f"inference_batch{size}@{budget:g}/{engine}"
+                metric = f"time of compressed / dense, {engine}, batch {size}, ranks of {multiple}"
+                summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
+
+
+if __name__ == "__main__":
+    main()
