@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test chaos fuzz test-previous lint format lock openapi settings clean
+.PHONY: help setup demo serve test chaos fuzz bench bench-full test-previous lint format lock openapi settings clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,15 @@ chaos: setup ## Kill everything at every stage, then 200 jobs under random kills
 
 fuzz: setup ## Send more than 10,000 generated requests, on SQLite and on PostgreSQL
 	@JACTUS_FUZZ=full HF_HUB_OFFLINE=1 $(BIN)/pytest tests/fuzz $(ARGS)
+
+bench: setup ## Compare with LoRA and SVD-LLM in minutes: one model per modality, from the hub
+	@$(BIN)/python -m benchmarks.short $(ARGS)
+
+bench-full: setup ## Measure everything in docs/benchmarks.md; resumes where it stopped (days on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --processes 2 $(ARGS)
+	@$(BIN)/python -m benchmarks.costs $(ARGS)
+	@$(BIN)/python -m benchmarks.inference $(ARGS)
+	@$(BIN)/python -m benchmarks.page
 
 test-previous: setup ## Run the method's tests on the previous minor series of transformers
 	@$(BIN)/uv pip install --quiet --no-deps --target .jactus/transformers-previous 'transformers>=5.22,<5.23'

@@ -14,19 +14,17 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from benchmarks.recording import METHOD_PAGE, fill, interleaved, keep, ratio, read_summary, summarize
+from benchmarks.recording import METHOD_PAGE, fill, interleaved, keep, peak_resident, ratio, read_summary, summarize
 from cli.docstrings import build_dataset
 from jactus_core.allocation import allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
@@ -252,22 +250,6 @@ def in_new_process(part: str, model: str) -> dict[str, int]:
     command = [sys.executable, "-m", "benchmarks.method_speed", "--part", part, "--model", model]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(answer.stdout.splitlines()[-1]))
-
-
-def peak_resident(action: Callable[[], object]) -> int:
-    """Most bytes resident while `action` runs, looked at every millisecond."""
-    process, done, highest = psutil.Process(), threading.Event(), [0]
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            highest[0] = max(highest[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    action()
-    done.set()
-    watcher.join()
-    return highest[0]
 
 
 def several(step: Callable[[], object]) -> Callable[[], object]:

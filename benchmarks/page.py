@@ -186,7 +186,7 @@ def points() -> Points:
     for modality, names in shown().items():
         columns = [column for column in COLUMNS if any(findings.is_complete(name, column) for name in names)]
         whole = [name for name in names if all(findings.is_complete(name, column) for column in columns)]
-        if whole:
+        if columns and whole:
             drawn[modality] = {
                 method: [
                     (column.budget, round(findings.mean(whole, column), 5))

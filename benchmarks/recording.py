@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -43,6 +44,22 @@ def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write `results/NAME.json` with where and with what it was measured."""
     write_result(RESULTS / f"{name}.json", content)
+
+
+def peak_resident(action: Callable[[], object]) -> int:
+    """Most bytes resident while `action` runs, looked at every millisecond."""
+    process, done, highest = psutil.Process(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    action()
+    done.set()
+    watcher.join()
+    return highest[0]
 
 
 def write_result(file: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,179 @@
+"""What it takes to get a result: time and memory beside LoRA, preparation beside SVD-LLM's.
+
+    python -m benchmarks.costs [--models FOLDER] [--data FOLDER] [--experiments sst2 dtd10] [--seeds 0 1 2]
+
+Time to result: JACTUS at a budget of 0.8 and LoRA are each trained with whole schedules of several lengths, at the
+rates that `benchmarks.quality` chose. The target is what the worse of the two reaches on dev with the longest; the time
+is that of the shortest schedule that reaches it, calibration and decomposition included. Every run is a process of its
+own, which also tells its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods import METHODS
+from benchmarks.quality import chosen_rate
+from benchmarks.recording import RESULTS, interleaved, peak_resident, ratio, read_result, summarize, write_result
+from benchmarks.trial import Trial
+from jactus_core.layers import matrix_of
+
+COMMAND = "python -m benchmarks.costs"
+FOLDER = RESULTS / "costs"
+OURS, THEIRS = "jactus", "lora"
+BUDGETS = {OURS: 0.8, THEIRS: 1.0}
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the experiment's epochs."""
+BOUND = 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
+    parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=["sst2", "dtd10"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--repeats", type=int, default=3, help="of the preparation")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    if options.run:
+        print(json.dumps(one_run(options, **json.loads(options.run))))
+        return
+    for name in options.experiments:
+        measure(name, options)
+    conclude()
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    """Add what is missing to the experiment's file."""
+    file = FOLDER / f"{name}.json"
+    found = read_result(file) or {"experiment": name, "runs": {}, "preparation": {}}
+    for seed in options.seeds:
+        for share in SHARES:
+            for method in (OURS, THEIRS):
+                key = f"{method}, {share:g} of the steps, seed {seed}"
+                if key not in found["runs"]:
+                    found["runs"][key] = in_new_process(options, name, method, share, seed)
+                    write_result(file, found)
+                    print(f"{name}: {key}: {found['runs'][key]}", flush=True)
+    if not found["preparation"]:
+        found["preparation"] = preparation(Trial(EXPERIMENTS[name], 0, options.models, options.data), options.repeats)
+        write_result(file, found)
+
+
+def in_new_process(options: argparse.Namespace, name: str, method: str, share: float, seed: int) -> dict[str, float]:
+    asked = {"name": name, "method": method, "share": share, "seed": seed}
+    command = [sys.executable, "-m", "benchmarks.costs", "--run", json.dumps(asked)]
+    for option in ("models", "data"):
+        folder = getattr(options, option)
+        command += [f"--{option}", str(folder)] if folder else []
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(answer.stdout.splitlines()[-1]))
+
+
+def one_run(options: argparse.Namespace, name: str, method: str, share: float, seed: int) -> dict[str, float]:
+    """Seconds from the warmed-up model to the tuned one, its score on dev, and the process's peak memory in bytes."""
+    experiment, rate = EXPERIMENTS[name], chosen_rate(name, method)
+    if rate is None:
+        raise SystemExit(f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first.")
+    epochs = experiment.config(seed).epochs * share
+    shorter = replace(experiment, settings={**experiment.settings, "epochs": epochs})
+    trial = Trial(shorter, seed, options.models, options.data)
+    tuned: list[Any] = []
+    began = time.monotonic()
+    peak = peak_resident(lambda: tuned.append(METHODS[method].run(trial, BUDGETS[method], rate)))
+    seconds = time.monotonic() - began
+    return {"seconds": round(seconds, 2), "dev": trial.dev_score(tuned[0]), "peak_bytes": peak}
+
+
+def preparation(trial: Trial, repeats: int) -> dict[str, list[float]]:
+    """Seconds of calibration and decomposition on the same rows, ours and SVD-LLM's, in turns."""
+    config = trial.config
+
+    def ours() -> None:
+        trial.factorize(trial.loaded.model, trial.calibrate(trial.loaded.model, config), config)
+
+    def theirs() -> None:
+        svd_llm(trial.targets.layers, trial.loaded.model, trial.batches(config))
+
+    return interleaved({"ours": ours, "svd-llm": theirs}, repeats)
+
+
+@torch.no_grad()
+def svd_llm(layers: Mapping[str, nn.Module], model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whitening and truncation as in SVD-LLM (Wang et al. 2025): per layer Xᵀ X, its Cholesky factor, one full SVD."""
+    sums: dict[str, torch.Tensor] = {}
+
+    def record(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:2] else x[mask]
+        sums[name] = sums.get(name, 0) + rows.float().T @ rows.float()
+
+    for batch in batches:
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        handles = [
+            layer.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0], mask))  # noqa: B023
+            for name, layer in layers.items()
+        ]
+        model(**{key: value for key, value in batch.items() if key != "labels"})
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for name, layer in layers.items():
+        gram = sums[name].double()
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+        scaling = torch.linalg.cholesky(gram).float()
+        u, s, vt = torch.linalg.svd(matrix_of(layer).float() @ scaling, full_matrices=False)
+        found[name] = (
+            u * s.sqrt(),
+            s.sqrt()[:, None] * torch.linalg.solve_triangular(scaling, vt, upper=False, left=False),
+        )
+    return found
+
+
+def time_to_result(runs: Mapping[str, Mapping[str, float]], seed: int) -> dict[str, float]:
+    """Seconds of each method to what the worse of the two reaches on dev."""
+    of = {
+        method: [runs[f"{method}, {share:g} of the steps, seed {seed}"] for share in SHARES]
+        for method in (OURS, THEIRS)
+    }
+    target = min(found[-1]["dev"] for found in of.values())
+    return {method: min(run["seconds"] for run in found if run["dev"] >= target) for method, found in of.items()}
+
+
+def conclude() -> None:
+    files = [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    times, memories, preparations = [], [], []
+    for found in files:
+        runs = found["runs"]
+        for seed in {int(key.rsplit(" ", 1)[1]) for key in runs}:
+            seconds = time_to_result(runs, seed)
+            times.append(seconds[OURS] / seconds[THEIRS])
+            ours, theirs = (runs[f"{method}, 1 of the steps, seed {seed}"]["peak_bytes"] for method in (OURS, THEIRS))
+            memories.append(ours / theirs)
+        preparations.append(ratio(found["preparation"], "ours", "svd-llm"))
+    for id, values, metric in (
+        ("time_vs_lora", times, "time to the same dev score, JACTUS at 0.8 / LoRA r=16"),
+        ("memory_vs_lora", memories, "peak memory, JACTUS at 0.8 / LoRA r=16"),
+        ("preparation_vs_svd_llm", preparations, "calibration and decomposition / SVD-LLM's"),
+    ):
+        value = statistics.median(values)
+        summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
+
+
+if __name__ == "__main__":
+    main()
