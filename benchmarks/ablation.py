@@ -19,7 +19,8 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.experiment import Experiment
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.levers import LEVERS
 from benchmarks.recording import METHOD_PAGE, fill, keep, kept
 from benchmarks.trial import Trial

@@ -1,107 +1,15 @@
-"""What is measured: a model, a dataset, and how much of both a run takes.
+"""What is measured: `SMALL` experiments fit two CPU cores, those of `benchmarks/paper.py` want a GPU.
 
-`EXPERIMENTS` fit two CPU cores. `PAPER` are the settings that JACTUS was published with, for a machine with a GPU.
-Data come from the hub, or from a folder that holds the files named here.
+By hub ids, and by the names of folders and files for a machine without a hub.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from jactus_core.config import CompressionConfig
-from jactus_core.examples import Examples, read_examples, split
-from jactus_core.sources import Source, open_source
-from jactus_core.tasks import TaskName
-
-Row = Mapping[str, Any]
-DEV_FRACTION = 0.2
-"""Of the training rows, held out where a dataset has no dev split."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One dataset on one model. All methods see the same rows in the same order for the same number of steps."""
-
-    task: TaskName
-    model: str  # on the hub
-    folder: str  # of the model, in a folder of models
-    data: str  # on the hub, with the name of the configuration behind a colon
-    file: str  # in a folder of data: a zip of images, or a folder with train, test and perhaps dev as JSON lines
-    rows: int  # to train on, drawn by the seed
-    settings: Mapping[str, Any]  # of CompressionConfig
-    scored_rows: tuple[int, int] = (2000, 2000)  # at most, of dev and of test
-    hub_columns: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    from_hub: Callable[[Row], Row] | None = None  # makes a row of the hub what the task reads
-    rates_of: str | None = None  # the experiment whose learning rates are taken, instead of tuning them here
-    seeds: int = 3
-
-    def config(self, seed: int, **changes: Any) -> CompressionConfig:
-        return CompressionConfig.model_validate({"task": self.task, "seed": seed, **self.settings, **changes})
-
-    @property
-    def steps(self) -> int:
-        config = self.config(0)
-        return round(config.epochs * self.rows / config.batch_size)
-
-
-class Splits(NamedTuple):
-    """Rows to learn from, to choose by, and to report on."""
-
-    train: Examples
-    dev: Examples
-    test: Examples
-
-
-def read_splits(experiment: Experiment, data: Path | None) -> Splits:
-    """The dataset from a folder of data, or else from the hub."""
-    parts = _from_hub(experiment) if data is None else _from_folder(data / experiment.file)
-    columns = experiment.hub_columns if data is None else experiment.columns
-    train, test = read_examples(Source(parts["train"], parts["test"]), experiment.task, columns)
-    assert test is not None
-    if "dev" in parts:
-        _, dev = read_examples(Source(parts["train"], parts["dev"]), experiment.task, columns)
-        assert dev is not None
-    else:
-        train, dev = split(train, DEV_FRACTION, seed=0)
-    most_dev, most_test = experiment.scored_rows
-    return Splits(train, some(dev, most_dev, 0), some(test, most_test, 0))
-
-
-def _from_folder(path: Path) -> dict[str, Iterable[Any]]:
-    if path.is_file():
-        source = open_source(path)
-        assert source.evaluation is not None
-        return {"train": source.train, "test": source.evaluation}
-    return {part: open_source(path / f"{part}.jsonl").train for part in _parts(f.stem for f in path.glob("*.jsonl"))}
-
-
-def _from_hub(experiment: Experiment) -> dict[str, Iterable[Any]]:
-    import datasets
-
-    name, _, configuration = experiment.data.partition(":")
-    splits = datasets.load_dataset(name, configuration or None)
-    if "test" not in splits:
-        splits["test"] = splits.pop("validation")
-    if "validation" in splits:
-        splits["dev"] = splits.pop("validation")
-    if experiment.from_hub is not None:
-        splits = {part: [experiment.from_hub(row) for row in splits[part]] for part in _parts(splits)}
-    return {part: open_source(splits[part]).train for part in _parts(splits)}
-
-
-def _parts(names: Iterable[str]) -> list[str]:
-    return sorted({*names} & {"train", "dev", "test"})
-
-
-def some(examples: Examples, rows: int, seed: int) -> Examples:
-    """At most `rows` of them, drawn by the seed."""
-    return examples.select(random.Random(seed).sample(range(len(examples)), min(rows, len(examples))))
-
+from benchmarks.experiment import Experiment, Row
+from benchmarks.paper import PAPER
 
 MINILM: Mapping[str, Any] = {"model": "sentence-transformers/all-MiniLM-L6-v2", "folder": "minilm"}
 VIT_S: Mapping[str, Any] = {"model": "facebook/dinov2-small", "folder": "vit-s"}
@@ -133,7 +41,7 @@ CHOICE: Mapping[str, Any] = {
     "seeds": 1,
 }
 
-EXPERIMENTS: dict[str, Experiment] = {
+SMALL: Mapping[str, Experiment] = {
     "sst2": Experiment(
         **TEXT,
         data="SetFit/sst2",
@@ -212,3 +120,5 @@ EXPERIMENTS: dict[str, Experiment] = {
         rates_of="arc-easy",
     ),
 }
+
+EXPERIMENTS: dict[str, Experiment] = {**SMALL, **PAPER}

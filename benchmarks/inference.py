@@ -60,7 +60,7 @@ def main() -> None:
             models = write_models(trial, Path(folder))
             for engine in options.engines:
                 for size in BATCHES:
-                    batch = without_labels(trial.test.batch(trial.test.order(by_length=True)[:size]))
+                    batch = without_labels(trial.dev.batch(trial.dev.order(by_length=True)[:size]))
                     actions = {model: ENGINES[engine](models[model], batch) for model in models}
                     seconds = interleaved(actions, options.repeats)
                     found[f"{engine}, batch {size}"] = {

@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks import findings
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS
 from benchmarks.quality import chosen_rate
@@ -89,7 +89,7 @@ def blocks() -> dict[str, str]:
     return {
         "goals": goals_table(),
         **{modality: scores_table(names) for modality, names in shown().items()},
-        "perplexity": scores_table([name for name in EXPERIMENTS if findings.metric_of(name) == "perplexity"]),
+        "perplexity": scores_table([name for name in SMALL if findings.metric_of(name) == "perplexity"]),
         "differences": differences_table(),
         "rates": rates_table(),
     }
@@ -98,7 +98,7 @@ def blocks() -> dict[str, str]:
 def shown() -> dict[str, list[str]]:
     """Experiments with an accuracy, by modality."""
     return {
-        modality: [name for name, experiment in EXPERIMENTS.items() if experiment.task in tasks]
+        modality: [name for name, experiment in SMALL.items() if experiment.task in tasks]
         for modality, tasks in MODALITIES.items()
     }
 
@@ -129,7 +129,7 @@ def scores_table(experiments: Sequence[str]) -> str:
 
 
 def len_of_seeds(experiment: str) -> str:
-    seeds = EXPERIMENTS[experiment].seeds
+    seeds = SMALL[experiment].seeds
     return f"{seeds} seed{'s' if seeds > 1 else ''}"
 
 
@@ -144,7 +144,7 @@ def _cell(experiment: str, values: Mapping[int, float]) -> str:
 def differences_table() -> str:
     """Points of JACTUS minus the best peer of each goal, by experiment, paired by seed."""
     goals = quality_goals()
-    experiments = [name for name in EXPERIMENTS if any(name in found.by_experiment for found, _, _ in goals.values())]
+    experiments = [name for name in SMALL if any(name in found.by_experiment for found, _, _ in goals.values())]
     rows = []
     for id, (found, against, _) in goals.items():
         cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
@@ -162,7 +162,7 @@ def _points(values: Sequence[float]) -> str:
 
 def rates_table() -> str:
     """The grid of each method, and what dev chose."""
-    tuned = [name for name, experiment in EXPERIMENTS.items() if experiment.rates_of is None]
+    tuned = [name for name, experiment in SMALL.items() if experiment.rates_of is None]
     rows = []
     for name, method in METHODS.items():
         if len(method.rates) > 1 and method.rate_of is None:

@@ -11,6 +11,7 @@ tables of it.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +22,7 @@ from typing import Any
 
 import transformers
 
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, SMALL
 from benchmarks.methods import METHODS, TUNED_AT, Method
 from benchmarks.recording import RESULTS, read_result, write_result
 from benchmarks.trial import Trial
@@ -138,7 +139,7 @@ def measure(run: Run, trial: Trial) -> None:
     began = time.monotonic()
     model = METHODS[run.method].run(trial, run.budget, run.rate)
     seconds = time.monotonic() - began
-    dev, test = trial.scores(model, trial.dev), trial.scores(model, trial.test)
+    dev, tests = trial.scores(model, trial.dev), trial.test_scores(model)
     write_result(
         run.file,
         {
@@ -148,7 +149,8 @@ def measure(run: Run, trial: Trial) -> None:
             "learning_rate": run.rate,
             "seed": run.seed,
             "dev": dev,
-            "test": test,
+            "test": {key: statistics.mean(test[key] for test in tests.values()) for key in next(iter(tests.values()))},
+            **({"tests": tests} if len(tests) > 1 else {}),
             "parameters": size_of(model, []).parameters,
             "seconds": round(seconds, 1),
             "settings": run.settings,
@@ -169,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
     parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(SMALL), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=1, help="experiments that run side by side")

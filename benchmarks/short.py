@@ -17,7 +17,8 @@ from pathlib import Path
 
 import transformers
 
-from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.experiment import Experiment
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.findings import Column
 from benchmarks.methods import METHODS
 from benchmarks.trial import Trial
@@ -62,7 +63,7 @@ def main() -> None:
 
 def own(options: argparse.Namespace) -> Experiment:
     """An experiment of the user's model and dataset."""
-    found = Experiment(options.task, options.model, "", options.dataset, "", options.rows or 3200, {"batch_size": 16})
+    found = Experiment(options.task, options.model, options.dataset, options.rows or 3200, {"batch_size": 16})
     return shortened(found, found.rows)
 
 
@@ -82,7 +83,7 @@ def run(name: str, experiment: Experiment, models: Path | None, data: Path | Non
         began = time.monotonic()
         model = method.run(trial, column.budget, RATE)
         seconds = time.monotonic() - began
-        score = trial.scores(model, trial.test)[metric]
+        score = next(iter(trial.test_scores(model).values()))[metric]
         print(f"{method.title:<24}{column.budget:>6.0%}{score:>12.4f}{seconds:>10.0f}", flush=True)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from benchmarks.experiments import Experiment, read_splits, some
+from benchmarks.experiment import Experiment, read_splits, some
+from benchmarks.generation import exact_match
 from jactus_core.allocation import LayerSpectrum, allocate
 from jactus_core.calibration import LayerStatistics, calibrate, find_readers
 from jactus_core.checkpoint import deploy
@@ -42,13 +43,16 @@ class Trial:
         """`models` and `data` are folders with what the experiment names; None: both come from the hub."""
         self.config = experiment.config(seed)
         self.metric = TASKS[experiment.task].metric
-        splits = read_splits(experiment, data)
+        self.answer_of = experiment.answer_of
+        self.splits = splits = read_splits(experiment, data)
         model = find_model(str(models / experiment.folder) if models else experiment.model)
         transformers.set_seed(seed)
         self.loaded: Loaded = load_model(model, splits.train.label_names, self.config)
         self.train: Encoded = encode(some(splits.train, experiment.rows, seed), self.loaded, self.config)
         self.dev: Encoded = encode(splits.dev, self.loaded, self.config, scoring=True)
-        self.test: Encoded = encode(splits.test, self.loaded, self.config, scoring=True)
+        self.tests: dict[str, Encoded] = {
+            name: encode(rows, self.loaded, self.config, scoring=True) for name, rows in splits.tests.items()
+        }
         if self.loaded.head_is_new:
             warm_up_head(self.loaded, self.train, self.config, lambda done: None)
         self._last_factors: tuple[dict[str, Any], Factors] | None = None
@@ -127,6 +131,14 @@ class Trial:
 
     def scores(self, model: PreTrainedModel, rows: Encoded) -> Metrics:
         return evaluate(model, rows, self.config.task, SCORED_AT_ONCE)
+
+    def test_scores(self, model: PreTrainedModel) -> dict[str, Metrics]:
+        """By the name of the test; with `exact_match` where the answer is what the model goes on to write."""
+        found = {name: self.scores(model, rows) for name, rows in self.tests.items()}
+        if self.answer_of is not None:
+            for name, rows in self.splits.tests.items():
+                found[name]["exact_match"] = exact_match(model, self.loaded.processor, rows, self.answer_of)
+        return found
 
     def dev_score(self, model: PreTrainedModel) -> float:
         """The task's metric by which choices are made."""

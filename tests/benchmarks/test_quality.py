@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import findings, quality
-from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.experiment import Experiment
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.findings import Column
 from benchmarks.methods import METHODS
 from benchmarks.quality import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, run_experiments
@@ -19,10 +20,10 @@ from tests.tiny import reviews, write_tiny_bert
 TINY = Experiment(
     "text-classification",
     model="",
-    folder="bert",
     data="",
-    file="reviews",
     rows=32,
+    folder="bert",
+    file="reviews",
     settings={"batch_size": 16, "epochs": 1, "calibration_samples": 16, "rank_multiple": 1},
     seeds=2,
 )
