@@ -20,7 +20,7 @@ from benchmarks.quality import Run, run_experiments
 from tests.jactus_core.architectures import architectures
 
 ROWS = 24
-WORDS = "film book plot story scene".split()
+WORDS = ["film", "book", "plot", "story", "scene"]
 
 
 def pictures(column: str = "image", label: str = "label") -> Callable[[int], dict[str, Any]]:
