@@ -30,12 +30,14 @@ def _arc(row: Row) -> Row:
     }
 
 
+TEXT_SETTINGS: Mapping[str, Any] = {"max_length": 64, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"}
+IMAGE_SETTINGS: Mapping[str, Any] = {"image_size": 98, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"}
 TEXT: Mapping[str, Any] = {"task": "text-classification", **MINILM}
 IMAGE: Mapping[str, Any] = {"task": "image-classification", **VIT_S}
 CHOICE: Mapping[str, Any] = {
     "task": "multiple-choice",
     **SMOLLM2,
-    "rows": 960,
+    "rows": 640,
     "settings": {"max_length": 64, "batch_size": 16, "epochs": 1, "calibration_samples": 256, "dtype": "bfloat16"},
     "scored_rows": (150, 300),
     "seeds": 1,
@@ -46,46 +48,46 @@ SMALL: Mapping[str, Experiment] = {
         **TEXT,
         data="SetFit/sst2",
         file="text/sst2",
-        rows=4800,
-        settings={"max_length": 64, "batch_size": 32, "epochs": 2},
+        rows=2400,
+        settings=TEXT_SETTINGS,
     ),
     "banking77": Experiment(
         **TEXT,
         data="mteb/banking77",
         file="text/banking77",
-        rows=8000,
-        settings={"max_length": 64, "batch_size": 32, "epochs": 2},
+        rows=3200,
+        settings=TEXT_SETTINGS,
     ),
     "emotion": Experiment(
         **TEXT,
         data="cardiffnlp/tweet_eval:emotion",
         file="text/tweet_emotion",
-        rows=3200,
-        settings={"max_length": 64, "batch_size": 32, "epochs": 3},
+        rows=2400,
+        settings=TEXT_SETTINGS,
     ),
     "cifar10": Experiment(
         **IMAGE,
         data="uoft-cs/cifar10",
         hub_columns={"image": "img"},
         file="image/cifar10_subset.zip",
-        rows=2400,
+        rows=1600,
         scored_rows=(600, 1000),
-        settings={"image_size": 98, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"},
+        settings=IMAGE_SETTINGS,
     ),
     "dtd10": Experiment(
         **IMAGE,
         data="tanganke/dtd",
         file="image/dtd_10classes.zip",
         rows=640,
-        settings={"image_size": 98, "batch_size": 32, "epochs": 7, "dtype": "bfloat16"},
+        settings={**IMAGE_SETTINGS, "epochs": 5},
     ),
     "mnist": Experiment(
         **IMAGE,
         data="ylecun/mnist",
         file="image/mnist_subset.zip",
-        rows=2400,
+        rows=1600,
         scored_rows=(600, 1000),
-        settings={"image_size": 98, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"},
+        settings=IMAGE_SETTINGS,
     ),
     "clip-cifar10": Experiment(
         "image-classification",
@@ -93,7 +95,7 @@ SMALL: Mapping[str, Experiment] = {
         data="uoft-cs/cifar10",
         hub_columns={"image": "img"},
         file="image/cifar10_subset.zip",
-        rows=1600,
+        rows=1280,
         scored_rows=(400, 800),
         settings={
             "image_size": 96,
@@ -112,7 +114,7 @@ SMALL: Mapping[str, Experiment] = {
         **CHOICE, data="allenai/openbookqa:main", from_hub=_arc, file="choice/openbookqa", rates_of="arc-easy"
     ),
     "gsm8k-text": Experiment(
-        **{**CHOICE, "task": "text-generation", "rows": 640, "scored_rows": (100, 300)},
+        **{**CHOICE, "task": "text-generation", "scored_rows": (100, 300)},
         data="openai/gsm8k:main",
         file="math/gsm8k",
         hub_columns={"prompt": "question", "text": "answer"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import findings, quality
+from benchmarks import findings, quality, short
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.findings import Column
@@ -133,3 +133,20 @@ def test_committed_results_say_where_they_come_from() -> None:
         assert found["settings"] == run.settings, f"{file} was measured with other settings: measure it again"
         assert {"machine", "versions", "commit", "date", "seconds", "parameters"} <= found.keys()
         assert "dirty" not in found["commit"]
+
+
+def test_the_short_form_prints_a_line_per_method(
+    options: argparse.Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short.run("tiny", short.shortened(TINY, 16), options.models, options.data)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "16 rows" in lines[1]
+    assert [line[:12].split()[0] for line in lines[3:]] == [
+        "untouched",
+        "LoRA",
+        "JACTUS",
+        "JACTUS",
+        "SVD-LLM,",
+        "SVD-LLM,",
+    ]

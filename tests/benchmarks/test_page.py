@@ -1,0 +1,34 @@
+"""docs/benchmarks.md says what the committed results say."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import findings, page
+from benchmarks.findings import Column
+from benchmarks.recording import filled, read_summary
+
+
+@pytest.mark.parametrize("marker", page.blocks())
+def test_a_table_of_the_page_is_that_of_the_results(marker: str) -> None:
+    assert filled(page.PAGE, marker) == page.blocks()[marker], "run python -m benchmarks.page"
+
+
+def test_the_picture_is_that_of_the_results() -> None:
+    assert page.fingerprint(page.points()) in page.PICTURE.read_text(encoding="utf-8"), "run python -m benchmarks.page"
+
+
+def test_the_goals_of_the_summary_are_those_of_the_results() -> None:
+    values = {row["id"]: row["value"] for row in read_summary()}
+
+    for id, (found, _, _) in page.quality_goals().items():
+        assert values[id] == pytest.approx(100 * found.mean, abs=1e-4), "run python -m benchmarks.page"
+
+
+def test_an_empty_cell_is_left_empty_and_a_single_seed_has_no_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {Column("lora", 1.0): {0: 0.9}, Column("jactus", 0.8): {0: 0.8, 1: 0.9}}
+    monkeypatch.setattr(findings, "scores", lambda name, column: known.get(column, {}))
+
+    lines = page.scores_table(["sst2"]).splitlines()
+
+    assert lines[2:] == ["| JACTUS | 80% | 85.0 ± 7.1 |", "| LoRA r=16 | 100% | 90.0 |"]
