@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.5)
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "accuracy")
+    same = kept("ablation", "settings") == SHORT and kept("ablation", "rows") == ROWS
+    found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "accuracy") if same else {}
     for seed in options.seeds:
         for name in options.sets:
             trial = Trial(short(EXPERIMENTS[name], options.budget), seed, options.models, options.data)

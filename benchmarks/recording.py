@@ -78,7 +78,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
 def kept(name: str, part: str) -> dict[str, Any]:
     """What earlier runs wrote of a part of `results/NAME.json`, so that a benchmark can be run piece by piece."""
     found = read_result(RESULTS / f"{name}.json")
-    return dict(found[part]) if found else {}
+    return dict(found.get(part, {})) if found else {}
 
 
 def read_summary() -> list[dict[str, Any]]:
