@@ -114,7 +114,7 @@ PLAIN_SVD = {**JACTUS, "weighting": "none", "allocation": "uniform"}
 SVD_LLM = {**JACTUS, "weighting": "input", "allocation": "uniform", "shrinkage": 0.0}
 SVD_LLM_GLOBAL = {**SVD_LLM, "allocation": "global"}
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "jactus": Method("JACTUS", compressed_with_cores, JACTUS, CORE_RATES, BUDGETS),
     "lora": Method("LoRA r=16", adapted, {}, ADAPTER_RATES),
     "dora": Method("DoRA r=16", adapted, {"use_dora": True}, ADAPTER_RATES),

@@ -15,6 +15,7 @@ from PIL import Image
 from benchmarks import quality
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.generation import last_number
+from benchmarks.methods import METHODS
 from benchmarks.paper import PAPER
 from benchmarks.quality import Run, run_experiments
 from tests.jactus_core.architectures import architectures
@@ -108,6 +109,7 @@ def test_a_published_setting_runs(name: str, tmp_path: Path, monkeypatch: pytest
     architectures[kind].write(tmp_path / experiment.folder)
     settings = {**experiment.settings, "epochs": 1, "batch_size": 8, "rank_multiple": 1, "warmup_epochs": 1}
     monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, rows=16, settings=settings))
+    monkeypatch.setitem(METHODS, "jactus", replace(METHODS["jactus"], rates=(1e-3,), budgets=(0.6,)))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(quality, "FOLDER", tmp_path / "results")
 
