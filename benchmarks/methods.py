@@ -23,8 +23,8 @@ from jactus_core.layers import fold_cores, train_only
 BUDGETS = (0.8, 0.6, 0.4)
 TUNED_AT = 0.6
 """The budget at which a learning rate is chosen, on dev and with the first seed, for every budget and seed."""
-CORE_RATES = (5e-4, 1e-3, 2e-3)
-ADAPTER_RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Learning rates to choose from: one and its two neighbours at first, more while one at the edge is best."""
 ADAPTER_RANK = 16
 
 
@@ -38,7 +38,7 @@ class Method:
     title: str
     train: Callable[[Trial, float, float, Settings], PreTrainedModel]
     settings: Settings = field(default_factory=dict)
-    rates: tuple[float, ...] = (0.0,)
+    rate: float | None = 1e-3  # where the choice begins; None: nothing is trained
     budgets: tuple[float, ...] = (1.0,)
     rate_of: str | None = None  # the method whose learning rate is taken
     needs_head: bool = False
@@ -115,23 +115,23 @@ SVD_LLM = {**JACTUS, "weighting": "input", "allocation": "uniform", "shrinkage":
 SVD_LLM_GLOBAL = {**SVD_LLM, "allocation": "global"}
 
 METHODS: dict[str, Method] = {
-    "jactus": Method("JACTUS", compressed_with_cores, JACTUS, CORE_RATES, BUDGETS),
-    "lora": Method("LoRA r=16", adapted, {}, ADAPTER_RATES),
-    "dora": Method("DoRA r=16", adapted, {"use_dora": True}, ADAPTER_RATES),
-    "pissa": Method("PiSSA r=16", adapted, {"init_lora_weights": "pissa"}, (1e-4, 3e-4, 1e-3)),
-    "full": Method("full finetuning", fully_finetuned, {}, (3e-5, 1e-4, 3e-4)),
-    "probe": Method("linear probe", probed, {}, (1e-3, 3e-3, 1e-2), needs_head=True),
-    "untouched": Method("untouched", untouched),
-    "svd-llm+lora": Method("SVD-LLM, then LoRA", compressed_then_adapted, SVD_LLM, ADAPTER_RATES, BUDGETS),
-    "svd-llm+cores": Method("SVD-LLM, then cores", compressed_with_cores, SVD_LLM, CORE_RATES, BUDGETS),
+    "jactus": Method("JACTUS", compressed_with_cores, JACTUS, budgets=BUDGETS),
+    "lora": Method("LoRA r=16", adapted, {}),
+    "dora": Method("DoRA r=16", adapted, {"use_dora": True}),
+    "pissa": Method("PiSSA r=16", adapted, {"init_lora_weights": "pissa"}, 3e-4),
+    "full": Method("full finetuning", fully_finetuned, {}, 1e-4),
+    "probe": Method("linear probe", probed, {}, 3e-3, needs_head=True),
+    "untouched": Method("untouched", untouched, {}, None),
+    "svd-llm+lora": Method("SVD-LLM, then LoRA", compressed_then_adapted, SVD_LLM, budgets=BUDGETS),
+    "svd-llm+cores": Method("SVD-LLM, then cores", compressed_with_cores, SVD_LLM, budgets=BUDGETS),
 } | {
-    f"{name}+{way}": Method(f"{title}, then {title_of_way}", train, settings, rates, BUDGETS, f"svd-llm+{way}")
+    f"{name}+{way}": Method(f"{title}, then {title_of_way}", train, settings, budgets=BUDGETS, rate_of=f"svd-llm+{way}")
     for name, title, settings in (
         ("svd-llm-global", "SVD-LLM with global ranks", SVD_LLM_GLOBAL),
         ("svd", "plain SVD", PLAIN_SVD),
     )
-    for way, title_of_way, train, rates in (
-        ("lora", "LoRA", compressed_then_adapted, ADAPTER_RATES),
-        ("cores", "cores", compressed_with_cores, CORE_RATES),
+    for way, title_of_way, train in (
+        ("lora", "LoRA", compressed_then_adapted),
+        ("cores", "cores", compressed_with_cores),
     )
 }

@@ -19,7 +19,7 @@ from benchmarks import findings
 from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS
-from benchmarks.quality import chosen_rate
+from benchmarks.quality import chosen_rate, tuning_runs
 from benchmarks.recording import DOCS, fill, read_summary, summarize
 from jactus_core.tasks import TaskName
 
@@ -161,15 +161,17 @@ def _points(values: Sequence[float]) -> str:
 
 
 def rates_table() -> str:
-    """The grid of each method, and what dev chose."""
+    """What dev chose, in **bold**, and the grid it was chosen from."""
     tuned = [name for name, experiment in SMALL.items() if experiment.rates_of is None]
-    rows = []
-    for name, method in METHODS.items():
-        if len(method.rates) > 1 and method.rate_of is None:
-            chosen = [chosen_rate(experiment, name) for experiment in tuned]
-            grid = ", ".join(f"{rate:g}" for rate in method.rates)
-            rows.append([method.title, grid, *("" if rate is None else f"{rate:g}" for rate in chosen)])
-    return _table(["method", "grid", *tuned], rows)
+    names = [name for name, method in METHODS.items() if method.rate is not None and method.rate_of is None]
+    rows = [[METHODS[name].title, *(_grid(experiment, name) for experiment in tuned)] for name in names]
+    return _table(["method", *tuned], rows)
+
+
+def _grid(experiment: str, name: str) -> str:
+    chosen = chosen_rate(experiment, name)
+    rates = [run.rate for run in tuning_runs(experiment, name)]
+    return " ".join(f"**{rate:g}**" if rate == chosen else f"{rate:g}" for rate in rates) if chosen else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,15 +3,16 @@
     python -m benchmarks.quality [--models FOLDER] [--data FOLDER] [--experiments sst2 …] [--methods jactus lora …]
 
 Without folders, models and data come from the hub by the ids in `benchmarks/experiments.py`. The learning rate of each
-method is chosen on dev, with the first seed, from a grid of three. Every run writes one file below
-`benchmarks/results/quality`; what is there with the same settings is not run again. `python -m benchmarks.page` makes
-tables of it.
+method is chosen on dev, with the first seed, from a grid of three that moves on while its edge is best. Every run
+writes one file below `benchmarks/results/quality`; what is there with the same settings is not run again.
+`python -m benchmarks.page` makes tables of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import PreTrainedModel
 
 from benchmarks.experiments import EXPERIMENTS, SMALL
-from benchmarks.methods import METHODS, TUNED_AT, Method
+from benchmarks.methods import METHODS, RATES, TUNED_AT, Method
 from benchmarks.recording import RESULTS, read_result, write_result
 from benchmarks.trial import Trial
+from jactus_core.errors import NonFiniteLoss
 from jactus_core.evaluation import size_of
 from jactus_core.tasks import TASKS
 
@@ -70,23 +73,39 @@ def tuned_at(method: Method) -> float:
     return TUNED_AT if TUNED_AT in method.budgets else method.budgets[0]
 
 
-def chosen_rate(experiment: str, name: str) -> float | None:
-    """The learning rate that is best on dev; None as long as not all of the grid has been run."""
-    experiment, name = EXPERIMENTS[experiment].rates_of or experiment, METHODS[name].rate_of or name
-    method = METHODS[name]
-    runs = [Run(experiment, name, tuned_at(method), rate, FIRST_SEED) for rate in method.rates]
-    scores = {run.rate: run.dev_score() for run in runs}
-    if None in scores.values():
-        return None
-    return max(scores, key=lambda rate: (scores[rate], -rate))
-
-
 def tuning_runs(experiment: str, name: str) -> list[Run]:
-    """What has to be run before the rate is known, here."""
-    if EXPERIMENTS[experiment].rates_of or METHODS[name].rate_of:
-        return []
+    """The grid of rates, in order, as far as its scores on dev have led."""
     method = METHODS[name]
-    return [Run(experiment, name, tuned_at(method), rate, FIRST_SEED) for rate in method.rates]
+    if method.rate is None:
+        return [Run(experiment, name, tuned_at(method), 0.0, FIRST_SEED)]
+    low = RATES.index(method.rate) - 1
+    high = low + 2
+    while True:
+        runs = [Run(experiment, name, tuned_at(method), rate, FIRST_SEED) for rate in RATES[low : high + 1]]
+        winner = _winner(runs)
+        if winner is runs[-1] and high + 1 < len(RATES):
+            high += 1
+        elif winner is runs[0] and low > 0:
+            low -= 1
+        else:
+            return runs
+
+
+def _winner(runs: Sequence[Run]) -> Run | None:
+    """The best on dev, of equals the one with the lowest rate; None as long as one of them is to be run."""
+    scores = [score for run in runs if (score := run.dev_score()) is not None]
+    return runs[scores.index(max(scores))] if len(scores) == len(runs) else None
+
+
+def chosen_rate(experiment: str, name: str) -> float | None:
+    """The learning rate that is best on dev; None as long as that is not known."""
+    winner = _winner(tuning_runs(EXPERIMENTS[experiment].rates_of or experiment, METHODS[name].rate_of or name))
+    return winner.rate if winner else None
+
+
+def is_tuned_here(experiment: str, name: str) -> bool:
+    """Whether the rate is not taken from another experiment or method."""
+    return EXPERIMENTS[experiment].rates_of is None and METHODS[name].rate_of is None
 
 
 def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
@@ -117,8 +136,11 @@ def missing(name: str, methods: Sequence[str], seed: int) -> Iterator[Run]:
     for method in methods:
         if METHODS[method].needs_head and not TASKS[experiment.task].is_classification:
             continue
-        if seed == FIRST_SEED:
-            yield from (run for run in tuning_runs(name, method) if run.result() is None)
+        while seed == FIRST_SEED and is_tuned_here(name, method):
+            left = [run for run in tuning_runs(name, method) if run.result() is None]
+            if not left:
+                break
+            yield from left
         for run in final_runs(name, method, seed):
             if run.result() is None and not is_hopeless(run):
                 yield run
@@ -135,11 +157,17 @@ def run_experiments(names: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def measure(run: Run, trial: Trial) -> None:
-    """Train, score and keep."""
+    """Train, score and keep; what diverges scores as badly as can be."""
     began = time.monotonic()
-    model = METHODS[run.method].run(trial, run.budget, run.rate)
+    model: PreTrainedModel | None = None
+    try:
+        model = METHODS[run.method].run(trial, run.budget, run.rate)
+    except NonFiniteLoss as error:
+        print(f"{run}: {error}", flush=True)
     seconds = time.monotonic() - began
-    dev, tests = trial.scores(model, trial.dev), trial.test_scores(model)
+    worst = {trial.metric: 0.0 if TASKS[EXPERIMENTS[run.experiment].task].higher_is_better else sys.float_info.max}
+    dev = trial.scores(model, trial.dev) if model else worst
+    tests = trial.test_scores(model) if model else dict.fromkeys(trial.tests, worst)
     write_result(
         run.file,
         {
@@ -151,7 +179,7 @@ def measure(run: Run, trial: Trial) -> None:
             "dev": dev,
             "test": {key: statistics.mean(test[key] for test in tests.values()) for key in next(iter(tests.values()))},
             **({"tests": tests} if len(tests) > 1 else {}),
-            "parameters": size_of(model, []).parameters,
+            "parameters": size_of(model, []).parameters if model else None,
             "seconds": round(seconds, 1),
             "settings": run.settings,
         },

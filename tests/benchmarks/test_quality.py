@@ -89,6 +89,15 @@ def test_the_rate_is_chosen_on_dev_and_the_lowest_of_equals() -> None:
     assert final_runs("tiny", "lora", seed=1) == [Run("tiny", "lora", 1.0, 1e-3, 1)]
 
 
+def test_the_grid_moves_on_while_the_best_is_at_its_edge() -> None:
+    for rate, dev in ((3e-4, 0.6), (1e-3, 0.7), (3e-3, 0.8), (1e-2, 0.9), (3e-2, 0.5)):
+        assert chosen_rate("tiny", "lora") is None
+        pretend(Run("tiny", "lora", 1.0, rate, 0), dev, dev)
+
+    assert chosen_rate("tiny", "lora") == 1e-2
+    assert [run.rate for run in quality.tuning_runs("tiny", "lora")] == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+
+
 def test_without_a_rate_nothing_is_guessed() -> None:
     with pytest.raises(SystemExit, match=r"svd\+lora on tiny"):
         final_runs("tiny", "svd+lora", seed=0)
@@ -96,9 +105,9 @@ def test_without_a_rate_nothing_is_guessed() -> None:
 
 def test_a_rival_that_trails_far_behind_is_not_repeated() -> None:
     for name, dev in (("svd-llm+lora", 0.8), ("svd-llm+cores", 0.8 - HOPELESS - 0.01)):
-        for rate in METHODS[name].rates:
+        for rate, loss in ((3e-4, 0.1), (1e-3, 0.0), (3e-3, 0.1)):
             for budget in METHODS[name].budgets:
-                pretend(Run("tiny", name, budget, rate, 0), dev, dev)
+                pretend(Run("tiny", name, budget, rate, 0), dev - loss, dev)
 
     assert [run.method for run in missing("tiny", ["svd-llm+lora", "svd-llm+cores"], seed=1)] == ["svd-llm+lora"] * 3
     assert not any(is_hopeless(run) for run in final_runs("tiny", "svd-llm+cores", seed=0))
