@@ -98,7 +98,7 @@ def variant(budget: float, multiple: int) -> str:
     return f"{budget:g}, ranks of {multiple}"
 
 
-def eager(folder: Path, batch: Batch) -> Callable[[], object]:
+def eager(folder: Path, batch: Batch) -> Callable[[], Any]:
     model = _load(folder)
 
     @torch.inference_mode()
@@ -108,7 +108,7 @@ def eager(folder: Path, batch: Batch) -> Callable[[], object]:
     return run
 
 
-def compiled(folder: Path, batch: Batch) -> Callable[[], object]:
+def compiled(folder: Path, batch: Batch) -> Callable[[], Any]:
     """Compiled anew for this shape, as a server with fixed shapes would."""
     torch.compiler.reset()
     model: Any = torch.compile(_load(folder), dynamic=False)
@@ -121,7 +121,7 @@ def compiled(folder: Path, batch: Batch) -> Callable[[], object]:
     return run
 
 
-def onnx(folder: Path, batch: Batch) -> Callable[[], object]:
+def onnx(folder: Path, batch: Batch) -> Callable[[], Any]:
     exported = folder / "onnx"
     if not exported.exists():
         export(folder, exported, "onnx")
@@ -140,7 +140,7 @@ def _load(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-ENGINES: Mapping[str, Callable[[Path, Batch], Callable[[], object]]] = {
+ENGINES: Mapping[str, Callable[[Path, Batch], Callable[[], Any]]] = {
     "eager": eager,
     "torch.compile": compiled,
     "ONNX Runtime": onnx,

@@ -1,0 +1,49 @@
+"""Time to result, and SVD-LLM's procedure, whose truncation must be the best there is for what the layers read."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.costs import SHARES, svd_llm, time_to_result
+from jactus_core.factorization import Metric, factorize
+
+
+def test_time_to_result_is_that_of_the_shortest_schedule_that_reaches_what_both_can() -> None:
+    def runs(method: str, seconds: list[float], dev: list[float]) -> dict[str, dict[str, float]]:
+        return {
+            f"{method}, {share:g} of the steps, seed 3": {"seconds": one, "dev": score}
+            for share, one, score in zip(SHARES, seconds, dev, strict=True)
+        }
+
+    found = runs("jactus", [10, 18, 27, 35], [0.70, 0.81, 0.80, 0.85]) | runs(
+        "lora", [9, 19, 29, 39], [0.6, 0.7, 0.79, 0.80]
+    )
+
+    assert time_to_result(found, seed=3) == {"jactus": 18, "lora": 39}
+
+
+def test_svd_llm_truncates_as_well_as_the_closed_form_with_the_inputs_alone() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 9, bias=False)
+    x = torch.randn(2, 40, 12) @ torch.randn(12, 12)
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[1, 25:] = 0
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.inner(x)
+            return y
+
+    up, down = svd_llm({"inner": linear}, Wrapped(), [{"x": x, "attention_mask": mask, "labels": None}])["inner"]
+
+    real = x[mask.bool()]
+    weight = linear.weight.detach()
+    best = factorize(weight, Metric.of(real.double().T @ real.double(), 1e-12), Metric.identity(9))
+    for rank in (1, 4, 8):
+        error = real @ (weight - up[:, :rank] @ down[:rank]).T
+        torch.testing.assert_close(float(error.square().sum()), best.loss(rank), rtol=1e-3, atol=1e-2)

@@ -1,0 +1,55 @@
+"""Speed of checkpoints: the same models on every engine, and one figure per engine, batch and budget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import inference, recording
+from benchmarks.inference import BATCHES, DENSE, ENGINES, MULTIPLES, variant
+from benchmarks.methods import BUDGETS
+from benchmarks.trial import Trial
+from jactus_core.losses import without_labels
+from tests.benchmarks.test_quality import TINY
+from tests.tiny import reviews, write_tiny_bert
+
+
+def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_bert(tmp_path / "bert")
+    (tmp_path / "reviews").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "reviews" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews()))
+    monkeypatch.setattr(inference, "BUDGETS", (0.6,))
+    monkeypatch.setattr(inference, "MULTIPLES", (1, 8))
+    settings = {**TINY.settings, "warmup_epochs": 1}
+    trial = Trial(replace(TINY, settings=settings), 0, tmp_path, tmp_path)
+
+    models = inference.write_models(trial, tmp_path / "models")
+
+    assert list(models) == [DENSE, variant(0.6, 1), variant(0.6, 8)]
+    batch = without_labels(trial.dev.batch(range(4)))
+    for folder in models.values():
+        eager = ENGINES["eager"](folder, batch)().logits
+        other = torch.from_numpy(ENGINES["ONNX Runtime"](folder, batch)()[0])
+        torch.testing.assert_close(eager, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_figure_is_the_mean_over_experiments_of_the_median_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "FOLDER", tmp_path)
+    monkeypatch.setattr(recording, "SUMMARY", tmp_path / "summary.json")
+    for name, slower in (("a", 1.0), ("b", 2.0)):
+        times = {variant(budget, multiple): [5.0 * slower, 50.0, 4.0] for budget in BUDGETS for multiple in MULTIPLES}
+        measured = {f"eager, batch {size}": {DENSE: [10.0, 100.0, 8.0], **times} for size in BATCHES}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"milliseconds": measured}))
+
+    inference.conclude()
+
+    rows = {row["id"]: row["value"] for row in json.loads((tmp_path / "summary.json").read_text())}
+    assert rows.keys() == {f"inference_batch{size}@{budget:g}/eager" for size in BATCHES for budget in BUDGETS}
+    assert set(rows.values()) == {0.5}
