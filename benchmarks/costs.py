@@ -27,8 +27,8 @@ from torch import nn
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import METHODS
-from benchmarks.quality import chosen_rate
 from benchmarks.recording import RESULTS, interleaved, peak_resident, ratio, read_result, summarize, write_result
+from benchmarks.runs import chosen_rate
 from benchmarks.trial import Trial
 from jactus_core.layers import matrix_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS, SMALL
 from benchmarks.methods import METHODS
-from benchmarks.quality import Run, chosen_rate, is_hopeless
+from benchmarks.runs import Run, chosen_rate, is_hopeless
 from jactus_core.tasks import TASKS
 
 ADAPTERS = ("lora", "dora", "pissa")

@@ -19,8 +19,8 @@ from benchmarks import findings
 from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS
-from benchmarks.quality import chosen_rate, tuning_runs
 from benchmarks.recording import DOCS, fill, read_summary, summarize
+from benchmarks.runs import chosen_rate, tuning_runs
 from jactus_core.tasks import TaskName
 
 PAGE = DOCS / "benchmarks.md"

@@ -12,12 +12,13 @@ import datasets
 import pytest
 from PIL import Image
 
-from benchmarks import quality
+from benchmarks import runs
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.generation import last_number
 from benchmarks.methods import METHODS
 from benchmarks.paper import PAPER
-from benchmarks.quality import Run, run_experiments
+from benchmarks.quality import run_experiments
+from benchmarks.runs import Run
 from tests.jactus_core.architectures import architectures
 
 ROWS = 24
@@ -110,10 +111,10 @@ def test_a_published_setting_runs(name: str, tmp_path: Path, monkeypatch: pytest
     settings = {**experiment.settings, "epochs": 1, "batch_size": 8, "rank_multiple": 1, "warmup_epochs": 1}
     monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, rows=16, settings=settings))
     monkeypatch.setitem(METHODS, "jactus", replace(METHODS["jactus"], budgets=(0.6,)))
-    monkeypatch.setattr(quality, "is_tuned_here", lambda *_: False)
-    monkeypatch.setattr(quality, "chosen_rate", lambda *_: 1e-3)
+    monkeypatch.setattr(runs, "is_tuned_here", lambda *_: False)
+    monkeypatch.setattr(runs, "chosen_rate", lambda *_: 1e-3)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(quality, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "results")
 
     run_experiments([name], argparse.Namespace(models=tmp_path, data=None, methods=["jactus"], seeds=[0]))
 

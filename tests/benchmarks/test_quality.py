@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import findings, quality, short
+from benchmarks import findings, quality, runs, short
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.findings import Column
 from benchmarks.methods import METHODS
-from benchmarks.quality import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, run_experiments
+from benchmarks.quality import run_experiments
+from benchmarks.runs import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, tuning_runs
 from tests.tiny import reviews, write_tiny_bert
 
 TINY = Experiment(
@@ -31,7 +32,7 @@ TINY = Experiment(
 
 @pytest.fixture(autouse=True)
 def _results_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "results")
     monkeypatch.setitem(EXPERIMENTS, "tiny", TINY)
 
 
@@ -95,7 +96,7 @@ def test_the_grid_moves_on_while_the_best_is_at_its_edge() -> None:
         pretend(Run("tiny", "lora", 1.0, rate, 0), dev, dev)
 
     assert chosen_rate("tiny", "lora") == 1e-2
-    assert [run.rate for run in quality.tuning_runs("tiny", "lora")] == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+    assert [run.rate for run in tuning_runs("tiny", "lora")] == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
 
 def test_without_a_rate_nothing_is_guessed() -> None:
