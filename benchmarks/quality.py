@@ -90,6 +90,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=1, help="experiments that run side by side")
     options = parser.parse_args()
+    if options.processes == 1:
+        run_experiments(options.experiments, options)
+        return
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         for done in [pool.submit(run_experiments, chain, options) for chain in chains(options.experiments)]:
             done.result()
