@@ -183,20 +183,23 @@ Points = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def points() -> Points:
-    """By modality and method: the share kept and the mean accuracy, over experiments that have all that is drawn."""
+    """By modality and method: the share kept and the mean accuracy, over experiments that have all that is drawn.
+
+    A modality is drawn as soon as there is something to compare.
+    """
     drawn = {}
     for modality, names in shown().items():
-        columns = [column for column in COLUMNS if any(findings.is_complete(name, column) for name in names)]
+        columns = [
+            column
+            for column in COLUMNS
+            if column.method in STYLES and any(findings.is_complete(name, column) for name in names)
+        ]
         whole = [name for name in names if all(findings.is_complete(name, column) for column in columns)]
-        if columns and whole:
+        methods = dict.fromkeys(column.method for column in columns)
+        if whole and len(methods) > 1:
             drawn[modality] = {
-                method: [
-                    (column.budget, round(findings.mean(whole, column), 5))
-                    for column in columns
-                    if column.method == method
-                ]
-                for method in dict.fromkeys(column.method for column in columns)
-                if method in STYLES
+                method: [(c.budget, round(findings.mean(whole, c), 5)) for c in columns if c.method == method]
+                for method in methods
             }
     return drawn
 
