@@ -90,7 +90,7 @@ class Aim:
         if case.media_type is not None and self._random.random() < LESS:
             kwargs["data"] = bytes(LARGEST + 1)
         elif case.media_type == "multipart/form-data":
-            kwargs["files"] = {"file": self._things.file()}
+            kwargs["files"] = {"file": self._things.file(case.path)}
         elif case.media_type == "application/octet-stream":
             kwargs["data"] = PART
         elif isinstance(case.body, dict):

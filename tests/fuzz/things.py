@@ -91,9 +91,11 @@ class Things:
                 if webhook.id not in kept:
                     session.delete(webhook)
 
-    def file(self) -> tuple[str, bytes]:
-        """Name and content of something that can be uploaded."""
-        return self.random.choice([("reviews.csv", CSV.encode()), ("model.zip", self._archive)])
+    def file(self, path: str = "") -> tuple[str, bytes]:
+        """Name and content of something that can be uploaded: what this path is for, else anything."""
+        dataset, model = ("reviews.csv", CSV.encode()), ("model.zip", self._archive)
+        wanted = {"/v1/datasets": dataset, "/v1/models": model}
+        return wanted.get(path) or self.random.choice([dataset, model])
 
     def _new(self, names: tuple[str, ...]) -> dict[str, Any]:
         match names:
