@@ -1,6 +1,6 @@
 """Every switch of the method, and levers beyond it, one at a time against the defaults: quality on dev.
 
-    python -m benchmarks.ablation --models FOLDER --data FOLDER [--sets sst2 emotion dtd] [--seeds 0 1 2]
+    python -m benchmarks.ablation [--models FOLDER] [--data FOLDER] [--sets sst2 emotion dtd10] [--seeds 0 1 2]
 
 Takes experiments of `benchmarks/experiments.py`, shortened. Without folders, models and data come from the hub. Adds to
 what earlier runs found, and fills the table in docs/method.md.

@@ -31,6 +31,7 @@ from benchmarks.recording import RESULTS, interleaved, peak_resident, ratio, rea
 from benchmarks.runs import chosen_rate
 from benchmarks.trial import Trial
 from jactus_core.layers import matrix_of
+from jactus_core.losses import without_labels
 
 COMMAND = "python -m benchmarks.costs"
 FOLDER = RESULTS / "costs"
@@ -129,7 +130,7 @@ def svd_llm(layers: Mapping[str, nn.Module], model: nn.Module, batches: Iterable
             layer.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0], mask))  # noqa: B023
             for name, layer in layers.items()
         ]
-        model(**{key: value for key, value in batch.items() if key != "labels"})
+        model(**without_labels(batch))
         for handle in handles:
             handle.remove()
     found = {}

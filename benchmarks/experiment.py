@@ -46,13 +46,8 @@ class Experiment:
     rates_of: str | None = None  # the experiment whose learning rates are taken, instead of tuning them here
     seeds: int = 3
 
-    def config(self, seed: int, **changes: Any) -> CompressionConfig:
-        return CompressionConfig.model_validate({"task": self.task, "seed": seed, **self.settings, **changes})
-
-    @property
-    def steps(self) -> int:
-        config = self.config(0)
-        return round(config.epochs * self.rows / config.batch_size)
+    def config(self, seed: int) -> CompressionConfig:
+        return CompressionConfig.model_validate({"task": self.task, "seed": seed, **self.settings})
 
 
 class Splits(NamedTuple):

@@ -99,25 +99,22 @@ def variant(budget: float, multiple: int) -> str:
 
 
 def eager(folder: Path, batch: Batch) -> Callable[[], Any]:
-    model = _load(folder)
-
-    @torch.inference_mode()
-    def run() -> object:
-        return model(**batch)
-
-    return run
+    return _answering(_load(folder), batch)
 
 
 def compiled(folder: Path, batch: Batch) -> Callable[[], Any]:
     """Compiled anew for this shape, as a server with fixed shapes would."""
     torch.compiler.reset()
-    model: Any = torch.compile(_load(folder), dynamic=False)
+    run = _answering(torch.compile(_load(folder), dynamic=False), batch)
+    run()
+    return run
 
+
+def _answering(model: Any, batch: Batch) -> Callable[[], Any]:
     @torch.inference_mode()
     def run() -> object:
         return model(**batch)
 
-    run()
     return run
 
 

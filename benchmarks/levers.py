@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from benchmarks.trial import Trial
 from jactus_core.factorization import Metric
 from jactus_core.finetuning import finetune_cores
-from jactus_core.layers import find_targets, fold_cores, multiplied, train_only
+from jactus_core.layers import fold_cores, multiplied, train_only
 from jactus_core.losses import cross_entropy_sum, without_labels
 from jactus_core.modeling_jactus import LowRankLinear
 
@@ -28,7 +28,7 @@ TEMPERATURE = 2.0
 def natural_gradient(trial: Trial, rate: float) -> PreTrainedModel:
     """Project W − rate · C_g⁻¹ G C_x⁻¹ in the place of W, with G (m, n) the mean gradient of W at a token."""
     model = copy.deepcopy(trial.loaded.model)
-    layers = find_targets(model, trial.loaded.body, trial.loaded.head).layers
+    layers = trial.targets_of(model).layers
     train_only(model, frozenset(f"{name}.weight" for name in layers))
     for batch in trial.batches(trial.config):
         cross_entropy_sum(model(**without_labels(batch)).logits, batch["labels"]).backward()
