@@ -26,7 +26,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from benchmarks.recording import METHOD_PAGE, fill, interleaved, keep, peak_resident, ratio, read_summary, summarize
 from cli.docstrings import build_dataset
-from jactus_core.allocation import allocate
+from jactus_core.allocation import affordable_rank, allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import Decomposed, factorized
@@ -228,7 +228,7 @@ def inference_of_base_size(repeats: int) -> dict[str, list[float]]:
     for budget in BUDGETS:
         models[str(budget)] = copy.deepcopy(dense)
         for name, (m, n) in targets.shapes.items():
-            rank = int(budget * m * n / (m + n)) // CONFIG.rank_multiple * CONFIG.rank_multiple
+            rank = affordable_rank(m, n, budget) // CONFIG.rank_multiple * CONFIG.rank_multiple
             models[str(budget)].set_submodule(name, LowRankLinear(n, m, rank, bias=True))
 
     return forward_passes(models, {"input_ids": ids}, repeats)
@@ -265,7 +265,7 @@ def memory_of_core_steps(name: str) -> dict[str, int]:
     loaded, data = load(name)
     targets = find_targets(loaded.model, loaded.body, loaded.head)
     factors = {layer: plain_factors(matrix_of(module)) for layer, module in targets.layers.items()}
-    ranks = {layer: int(STEP_BUDGET * m * n / (m + n)) for layer, (m, n) in targets.shapes.items()}
+    ranks = {layer: affordable_rank(m, n, STEP_BUDGET) for layer, (m, n) in targets.shapes.items()}
     step = core_step(loaded, data, ranks, factors)
     del factors
     return {"peak": peak_resident(several(step))}

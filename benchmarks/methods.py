@@ -7,18 +7,21 @@ loop with the same optimizer, schedule, rows and steps.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.trial import Trial
 from jactus_core.config import CompressionConfig
 from jactus_core.finetuning import fit
-from jactus_core.layers import fold_cores, train_only
+from jactus_core.layers import dense_layer, train_only
 
 BUDGETS = (0.8, 0.6, 0.4)
 TUNED_AT = 0.6
@@ -73,8 +76,10 @@ def adapted(trial: Trial, budget: float, rate: float, settings: Settings) -> Pre
 
 def compressed_then_adapted(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
     """Compress in a peer's way, then LoRA on both factors of every layer (on W itself where a layer stays dense)."""
-    model, ranks = trial.compressed(trial.config.model_copy(update={"budgets": (budget,), **settings}))
-    fold_cores(model)
+    config = trial.config.model_copy(update={"budgets": (budget,), **settings})
+    model, ranks = trial.compressed(config, two_factors=True)
+    for name in ranks:
+        model.set_submodule(name, _as_two_factors(model.get_submodule(name)))
     layers = [
         name if rank is None else f"{name}.{factor}"
         for name, rank in ranks.items()
@@ -83,10 +88,22 @@ def compressed_then_adapted(trial: Trial, budget: float, rate: float, settings: 
     return _adapted(trial, model, layers, rate, {})
 
 
-def compressed_with_cores(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:
+def _as_two_factors(layer: Any) -> nn.Module:
+    """A layer with an untrained core as the peers deploy it: two thin layers, or the dense one."""
+    if layer.base is not None:
+        return layer.folded()
+    down, up = (layer.core @ layer.down.float()).to(layer.down.dtype), layer.up
+    return nn.Sequential(
+        OrderedDict(down=dense_layer(down.detach(), None, False), up=dense_layer(up, layer.bias, False))
+    )
+
+
+def compressed_with_cores(
+    trial: Trial, budget: float, rate: float, settings: Settings, two_factors: bool = False
+) -> PreTrainedModel:
     """Compress, then train cores: the whole of JACTUS, or a peer's compression with our finetuning."""
     config = trial.config.model_copy(update={"budgets": (budget,), "learning_rate": rate, **settings})
-    return trial.tuned(config, *trial.compressed(config))
+    return trial.tuned(config, *trial.compressed(config, two_factors=two_factors))
 
 
 def _adapted(
@@ -113,6 +130,7 @@ JACTUS = CompressionConfig().model_dump(
 PLAIN_SVD = {**JACTUS, "weighting": "none", "allocation": "uniform"}
 SVD_LLM = {**JACTUS, "weighting": "input", "allocation": "uniform", "shrinkage": 0.0}
 SVD_LLM_GLOBAL = {**SVD_LLM, "allocation": "global"}
+peer_with_cores = partial(compressed_with_cores, two_factors=True)
 
 METHODS: dict[str, Method] = {
     "jactus": Method("JACTUS", compressed_with_cores, JACTUS, budgets=BUDGETS),
@@ -123,7 +141,7 @@ METHODS: dict[str, Method] = {
     "probe": Method("linear probe", probed, {}, 3e-3, needs_head=True),
     "untouched": Method("untouched", untouched, {}, None),
     "svd-llm+lora": Method("SVD-LLM, then LoRA", compressed_then_adapted, SVD_LLM, budgets=BUDGETS),
-    "svd-llm+cores": Method("SVD-LLM, then cores", compressed_with_cores, SVD_LLM, budgets=BUDGETS),
+    "svd-llm+cores": Method("SVD-LLM, then cores", peer_with_cores, SVD_LLM, budgets=BUDGETS),
 } | {
     f"{name}+{way}": Method(f"{title}, then {title_of_way}", train, settings, budgets=BUDGETS, rate_of=f"svd-llm+{way}")
     for name, title, settings in (
@@ -132,6 +150,6 @@ METHODS: dict[str, Method] = {
     )
     for way, title_of_way, train in (
         ("lora", "LoRA", compressed_then_adapted),
-        ("cores", "cores", compressed_with_cores),
+        ("cores", "cores", peer_with_cores),
     )
 }

@@ -36,6 +36,13 @@ Factors = tuple[dict[str, Factorization], dict[str, LayerSpectrum]]
 SCORED_AT_ONCE = 32  # rows
 
 
+class TwoFactors(LayerSpectrum):
+    """Of a layer that is kept as its two factors, as the peers keep it."""
+
+    def price(self, rank: int | None) -> int:
+        return super().price(rank) if rank is None else rank * (self.m + self.n)
+
+
 class Trial:
     """Compress one model in many ways; nothing that a method does is seen by the next."""
 
@@ -93,12 +100,18 @@ class Trial:
         config: CompressionConfig,
         model: PreTrainedModel | None = None,
         statistics: Mapping[str, LayerStatistics] | None = None,
+        two_factors: bool = False,
     ) -> tuple[PreTrainedModel, Ranks]:
-        """A copy of the dense model, or of `model` in its place, with untrained cores, and its ranks."""
-        if model is None and statistics is None:
+        """A copy of the dense model, or of `model` in its place, with untrained cores, and its ranks.
+
+        The budget pays for layers in interpolative form, or for their `two_factors`.
+        """
+        if model is None:
             factors, spectra = self._factors(config)
         else:
-            factors, spectra = self.factorize(model or self.loaded.model, statistics or self.statistics(config), config)
+            factors, spectra = self.factorize(model, statistics or self.statistics(config), config)
+        if two_factors:
+            spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}
         model = copy.deepcopy(model or self.loaded.model)
         uniform = config.allocation == "uniform"
         ranks = allocate(spectra, config.budgets[0], multiple=config.rank_multiple, uniform=uniform).ranks

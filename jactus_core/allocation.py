@@ -1,12 +1,13 @@
 """Step 4, allocate: spend one parameter budget over all layers where it lowers the loss most.
 
-The gain of rank i+1 in a layer is tokens · S²_{i+1} in units of loss, its price m + n parameters. All ranks of all
-layers are sorted once by gain per parameter. A layer whose rank would reach break-even, mn / (m + n), stays dense and
-is charged mn.
+The gain of rank i+1 in a layer is tokens · S²_{i+1} in units of loss, its price m + n − 2i − 1 parameters: a layer of
+rank r keeps r (m + n − r), which any rank below m and n makes less than the dense mn. All steps of all layers are taken
+in the order of their gain per parameter.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,10 @@ class LayerSpectrum:
     tokens: int  # positions the layer saw in calibration
     available: int  # largest rank that there are directions for
 
+    def price(self, rank: int | None) -> int:
+        """Parameters kept at a rank (None: dense)."""
+        return self.m * self.n if rank is None else low_rank_parameters(self.m, self.n, rank)
+
     def loss(self, rank: int | None) -> float:
         """Weighted error left at a rank (None: dense), over all tokens."""
         if rank is None:
@@ -39,13 +44,19 @@ class LayerSpectrum:
         tail = np.append(np.square(self.singular)[::-1].cumsum()[::-1], 0.0) + self.outside
         return np.array([0.0 if rank is None else self.tokens * tail[rank] for rank in ranks])
 
-    @property
-    def dense_parameters(self) -> int:
-        return self.m * self.n
+    def ladder(self, multiple: int) -> Ladder:
+        """All that can be bought for the layer at ranks that are multiples."""
+        ranks = range(multiple, self.available + 1, multiple)
+        rungs = [rank for rank in ranks if self.price(rank) < self.price(None)]
+        return Ladder([*rungs, None], [*map(self.price, rungs), self.price(None)])
 
-    def largest_rank(self, multiple: int) -> int:
-        """Largest multiple that pays and that there are directions for; 0 when there is none."""
-        return min(break_even_rank(self.m, self.n), self.available) // multiple * multiple
+
+@dataclass(frozen=True)
+class Ladder:
+    """Ranks, ascending, then the dense layer (None), and the parameters that each keeps."""
+
+    ranks: list[int | None]
+    costs: list[int]
 
 
 @dataclass(frozen=True)
@@ -62,14 +73,20 @@ class Allocation:
         return self.kept_parameters / self.dense_parameters
 
 
-def break_even_rank(m: int, n: int) -> int:
-    """Largest rank at which a low-rank (m, n) layer has fewer parameters than the dense one."""
-    return (m * n - 1) // (m + n)
+def low_rank_parameters(m: int, n: int, rank: int) -> int:
+    """Weights of a (m, n) layer of a rank, in the interpolative form of `LowRankLinear`."""
+    return rank * (m + n - rank)
+
+
+def affordable_rank(m: int, n: int, fraction: float) -> int:
+    """The largest rank of a (m, n) layer that keeps no more than `fraction` of it; 0 where none does."""
+    ranks = range(1, min(m, n))
+    return bisect.bisect_right(ranks, fraction * m * n, key=lambda rank: low_rank_parameters(m, n, rank))
 
 
 def cheapest(m: int, n: int, multiple: int = 1) -> int:
-    """Parameters of a (m, n) layer at the smallest rank there is, or dense when no rank pays."""
-    return (m + n) * multiple if multiple <= break_even_rank(m, n) else m * n
+    """Parameters of a (m, n) layer at the smallest rank there is, or dense when there is none below m and n."""
+    return low_rank_parameters(m, n, multiple) if multiple < min(m, n) else m * n
 
 
 def smallest_budget(shapes: Iterable[tuple[int, int]], other_parameters: int = 0, multiple: int = 1) -> float:
@@ -108,9 +125,9 @@ def allocate(
     smallest feasible budget, or UnionTooSmall naming the layer.
     """
     check_budget(budget, [(layer.m, layer.n) for layer in layers.values()], other_parameters, multiple)
-    dense_total = sum(layer.dense_parameters for layer in layers.values())
+    dense_total = sum(layer.price(None) for layer in layers.values())
     allowed = math.floor(budget * (dense_total + other_parameters) + 1e-6) - other_parameters
-    ladders = {name: _ladder(layer, multiple) for name, layer in layers.items()}
+    ladders = {name: layer.ladder(multiple) for name, layer in layers.items()}
     if uniform:
         rungs = _same_fraction(ladders, (budget * (dense_total + other_parameters) - other_parameters) / dense_total)
     else:
@@ -118,9 +135,10 @@ def allocate(
     ranks = {name: ladders[name].ranks[rung] for name, rung in rungs.items()}
     spent = sum(ladders[name].costs[rung] for name, rung in rungs.items())
     for name, layer in layers.items():
-        wanted = (ranks[name] or 0) + multiple
-        affordable = ranks[name] is None or allowed - spent >= (layer.m + layer.n) * multiple
-        if affordable and layer.available < wanted <= break_even_rank(layer.m, layer.n):
+        rank = ranks[name]
+        wanted = (rank or 0) + multiple
+        affordable = rank is None or layer.price(wanted) - layer.price(rank) <= allowed - spent
+        if affordable and layer.available < wanted < min(layer.m, layer.n):
             raise UnionTooSmall(
                 f"The union of subspaces of layer '{name}' carries rank {layer.available} at most, and a budget of "
                 f"{budget:g} pays for more; raise weight_energy, input_energy or gradient_energy, or let union be "
@@ -131,20 +149,7 @@ def allocate(
     return Allocation(ranks, spent, dense_total, left)
 
 
-@dataclass(frozen=True)
-class _Ladder:
-    """What can be bought for one layer, cheapest first: ranks in steps of `multiple`, then the dense layer (None)."""
-
-    ranks: list[int | None]
-    costs: list[int]
-
-
-def _ladder(layer: LayerSpectrum, multiple: int) -> _Ladder:
-    ranks = list(range(multiple, layer.largest_rank(multiple) + 1, multiple))
-    return _Ladder([*ranks, None], [*((layer.m + layer.n) * rank for rank in ranks), layer.dense_parameters])
-
-
-def _same_fraction(ladders: Mapping[str, _Ladder], fraction: float) -> dict[str, int]:
+def _same_fraction(ladders: Mapping[str, Ladder], fraction: float) -> dict[str, int]:
     """The highest rung of every layer that keeps no more than `fraction` of it."""
     rungs = {}
     for name, ladder in ladders.items():
@@ -160,47 +165,51 @@ def _same_fraction(ladders: Mapping[str, _Ladder], fraction: float) -> dict[str,
 
 
 def _by_gain_per_parameter(
-    layers: Mapping[str, LayerSpectrum], ladders: Mapping[str, _Ladder], allowed: int
+    layers: Mapping[str, LayerSpectrum], ladders: Mapping[str, Ladder], allowed: int
 ) -> dict[str, int]:
     """Climb all ladders at once, always by the move that saves most loss per parameter among those it can pay.
 
-    The last ranks before break-even cost nearly as much as the dense layer and save less. So from the last corner of
-    the convex hull of loss over cost, a layer leaps straight to dense, or goes on in steps when that is too dear.
+    A rung above the convex hull of loss over cost is a worse bargain than one past it, so a layer leaps from corner to
+    corner of its hull, or goes on in steps when the leap is too dear.
     """
     losses = {name: layer.losses(ladders[name].ranks) for name, layer in layers.items()}
-    corners = {name: _last_corner(losses[name], ladders[name].costs) for name in layers}
+    corners = {name: _hull(losses[name], ladders[name].costs) for name in layers}
     rungs = dict.fromkeys(ladders, 0)
     left = allowed - sum(ladder.costs[0] for ladder in ladders.values())
     heap: list[tuple[float, int, str, int]] = []  # minus the gain per parameter, from rung, layer, to rung
 
     def offer(name: str, start: int, stop: int) -> None:
-        costs = ladders[name].costs
-        if stop < len(costs):
-            gain = float(losses[name][start] - losses[name][stop]) / max(costs[stop] - costs[start], 1)
-            heapq.heappush(heap, (-gain, start, name, stop))
+        price = ladders[name].costs[stop] - ladders[name].costs[start]
+        heapq.heappush(heap, (-float(losses[name][start] - losses[name][stop]) / price, start, name, stop))
+
+    def offer_next(name: str) -> None:
+        after = bisect.bisect_right(corners[name], rungs[name])
+        if after < len(corners[name]):
+            offer(name, rungs[name], corners[name][after])
 
     for name in layers:
-        offer(name, 0, _next(0, corners[name], len(losses[name]) - 1))
+        offer_next(name)
     while heap:
         _, start, name, stop = heapq.heappop(heap)
         price = ladders[name].costs[stop] - ladders[name].costs[start]
         if price <= left:
             rungs[name] = stop
             left -= price
-            offer(name, stop, _next(stop, corners[name], len(losses[name]) - 1))
+            offer_next(name)
         elif stop > start + 1:
             offer(name, start, start + 1)
     return rungs
 
 
-def _next(rung: int, corner: int, top: int) -> int:
-    """One step up, or all the way from the last corner on."""
-    return rung + 1 if rung < corner else max(top, rung + 1)
-
-
-def _last_corner(losses: np.ndarray, costs: Sequence[int]) -> int:
-    """The rung from which the convex hull of loss over cost runs straight to the dense layer."""
-    if len(costs) == 1:
-        return 0
-    slopes = (losses[:-1] - losses[-1]) / (costs[-1] - np.array(costs[:-1]))
-    return len(slopes) - 1 - int(slopes[::-1].argmin())
+def _hull(losses: np.ndarray, costs: Sequence[int]) -> list[int]:
+    """The rungs on the lower convex hull of loss over cost; the first and the last are always among them."""
+    corners: list[int] = []
+    for rung, cost in enumerate(costs):
+        while len(corners) > 1:
+            first, middle = corners[-2:]
+            saved = (losses[first] - losses[middle]) * (cost - costs[first])
+            if saved >= (losses[first] - losses[rung]) * (costs[middle] - costs[first]):
+                break
+            corners.pop()
+        corners.append(rung)
+    return corners

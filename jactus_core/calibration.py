@@ -23,6 +23,7 @@ from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.losses import cross_entropy_sum, without_labels
 from jactus_core.modeling_jactus import matrix_shape
+from jactus_core.subspaces import exact
 
 Shrinkage = Literal["ledoit-wolf", "oas"] | float
 SYMMETRIC_BLOCK = 256
@@ -75,12 +76,12 @@ class Moments:
         """Add up what every process has seen."""
         processes.sum_(self.total)
         facts = torch.tensor([self.tokens, self.rows, self.probed, self.spread], dtype=torch.float64)
-        tokens, rows, probed, self.spread = processes.sum_(facts.to(_exact(self.total.device))).tolist()
+        tokens, rows, probed, self.spread = processes.sum_(facts.to(exact(self.total.device))).tolist()
         self.tokens, self.rows, self.probed = int(tokens), int(rows), int(probed)
 
     def covariance(self) -> Tensor:
         """The plain estimate Σ x xᵀ / N, (d, d) float64."""
-        estimate = self.total.to(_exact(self.total.device)).double() / max(self.tokens, 1)
+        estimate = self.total.to(exact(self.total.device)).double() / max(self.tokens, 1)
         for start in range(0, len(estimate), SYMMETRIC_BLOCK):
             stop = start + SYMMETRIC_BLOCK
             estimate[stop:, start:stop] = estimate[start:stop, stop:].T
@@ -243,8 +244,3 @@ class _Recorder:
             if name in self._leaders:
                 statistics.inputs.gather(processes)
             statistics.gradients.gather(processes)
-
-
-def _exact(device: torch.device) -> torch.device:
-    """Where to compute in float64: the CPU instead of Apple's GPUs, which have none."""
-    return torch.device("cpu") if device.type == "mps" else device

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from jactus_core import __version__
-from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget
+from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget, low_rank_parameters
 from jactus_core.checkpoint import deploy, save_checkpoint, save_probe, verify_checkpoints
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import Decomposition, decompose
@@ -355,7 +355,7 @@ class _Run:
         shapes = targets.shapes
         shares = {
             point.budget: {
-                name: 1.0 if rank is None else rank * sum(shapes[name]) / math.prod(shapes[name])
+                name: 1.0 if rank is None else low_rank_parameters(*shapes[name], rank) / math.prod(shapes[name])
                 for name, rank in point.ranks.items()
             }
             for point in result.budgets

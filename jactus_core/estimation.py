@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from jactus_core.allocation import break_even_rank, cheapest, smallest_budget
+from jactus_core.allocation import affordable_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
 from jactus_core.layers import Targets, find_targets
@@ -25,6 +25,8 @@ from jactus_core.tasks import TASKS
 OPTIMIZER_BYTES = 16
 """Per trained parameter: itself, its gradient and AdamW's two moments, in float32."""
 FACTOR_BYTES = 4
+ORDER_BYTES = 4
+"""Per input of a low-rank layer: its place in the order."""
 DECOMPOSITION_BYTES = 8
 PROBE_TOKENS = 8
 EIGEN_FLOPS = 25
@@ -117,29 +119,32 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
     others = parameters - compressible
     counted = others if config.budget_scope == "model" else 0
     smallest = _smallest_budget(shapes.values(), compressible, counted, config)
+    orders = ORDER_BYTES * sum(n for _, n in shapes.values())
     budgets = []
     for budget in config.budgets:
         kept = max(int(budget * (compressible + counted)) - counted, 0)
         ranks = {
             f"{m}x{n}": _rank(m, n, kept / compressible, config.rank_multiple) for m, n in sorted({*shapes.values()})
         }
-        point = BudgetEstimate(budget, budget >= smallest, kept + others, (kept + others) * width, kept, ranks)
+        size = (kept + others) * width + orders
+        point = BudgetEstimate(budget, budget >= smallest, kept + others, size, kept, ranks)
         budgets.append(point)
 
     sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes)
     held = max(sum(sizes[group[0]] for group in these) for these in passes)
-    weights, factors = parameters * width, compressible * FACTOR_BYTES
+    weights = parameters * width
+    factors = FACTOR_BYTES * sum(min(m, n) * (m + n) for m, n in shapes.values())
     workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
     tokens = _row_tokens(model, config)
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
-    trained = sum((break_even_rank(m, n) * max(config.budgets) + 1) ** 2 for m, n in shapes.values())
+    trained = sum(affordable_rank(m, n, max(config.budgets)) ** 2 for m, n in shapes.values())
     largest = max(point.bytes for point in budgets)
     memory = {
         "loading": weights,
         "calibrating": weights + held + activations,
         "decomposing": weights + held + workspace,
-        "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * int(trained) + activations,
+        "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * trained + activations,
         "evaluating": 2 * weights + activations // len(shapes),
     }
     disk = factors + held + sum(point.bytes for point in budgets) + largest
@@ -171,10 +176,9 @@ def _smallest_budget(shapes: Any, compressible: int, counted: int, config: Compr
 
 def _rank(m: int, n: int, fraction: float, multiple: int) -> int | None:
     """The largest rank of a (m, n) layer that keeps no more than `fraction` of it, but at least the smallest."""
-    if fraction >= 1 or multiple > break_even_rank(m, n):
+    if fraction >= 1 or multiple >= min(m, n):
         return None
-    affordable = int(min(fraction * m * n / (m + n), break_even_rank(m, n)))
-    return max(affordable // multiple, 1) * multiple
+    return max(affordable_rank(m, n, fraction) // multiple, 1) * multiple
 
 
 def _row_tokens(model: Any, config: CompressionConfig) -> int:

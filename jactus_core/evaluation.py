@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.encoding import Choice, Encoded, to_device
 from jactus_core.losses import row_scores
+from jactus_core.modeling_jactus import LowRankLinear
 from jactus_core.tasks import TASKS, TaskName
 
 Metrics = dict[str, float]
@@ -20,7 +21,10 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters and bytes of a model, and of its compressible layers' weights alone."""
+    """Parameters and bytes of a model, and of its compressible layers' weights alone.
+
+    The order of a low-rank layer's inputs takes bytes, but is no parameter.
+    """
 
     parameters: int
     bytes: int
@@ -31,18 +35,18 @@ class Size:
 def size_of(model: nn.Module, layers: list[str]) -> Size:
     """Count distinct tensors; `layers` names the compressible layers, in any form they now have. Biases, which no
     compression changes, count for the model only."""
-    everything = list(model.parameters())
+    orders = [module.order for module in model.modules() if isinstance(module, LowRankLinear)]
     weights = [
         parameter
         for layer in layers
         for name, parameter in model.get_submodule(layer).named_parameters()
         if name.endswith("weight")
     ]
-    return Size(*_weigh(everything), *_weigh(weights))
+    return Size(*_weigh([*model.parameters()], orders), *_weigh(weights, orders))
 
 
-def _weigh(parameters: list[nn.Parameter]) -> tuple[int, int]:
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+def _weigh(parameters: list[nn.Parameter], orders: list[Tensor]) -> tuple[int, int]:
+    return sum(p.numel() for p in parameters), sum(tensor.nbytes for tensor in [*parameters, *orders])
 
 
 @torch.inference_mode()

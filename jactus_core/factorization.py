@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.subspaces import energy_rank, leading_eigenvectors, leading_singular_vectors, orthonormal_union
+from jactus_core.subspaces import energy_rank, exact, leading_eigenvectors, leading_singular_vectors, orthonormal_union
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Factorization:
 
     @property
     def rank(self) -> int:
-        """How many directions there are: all that the union has, or as many as can pay."""
+        """How many directions there are."""
         return self.up.shape[1]
 
     def loss(self, rank: int) -> float:
@@ -130,53 +130,69 @@ def union_bases(
 def factorize(weight: Tensor, inputs: Metric, outputs: Metric, bases: Bases | None = None) -> Factorization:
     """Decompose `weight` (m, n) between the metrics of what it reads and what it writes, inside `bases` if given."""
     weight = weight.double()
-    m, n = weight.shape
-    enough = max(m * n // (m + n), 1)  # past this rank the dense layer is cheaper
     if bases is None:
-        up, singular, down = _weighted_triplets(weight, inputs, outputs, enough)
+        up, singular, down = _weighted_triplets(weight, inputs, outputs)
         needed = energy_rank(singular.square(), 1 - UNION_TOLERANCE)
         return Factorization(up.float(), singular, down.float(), 0.0, needed, needed)
     q_a, r_a = outputs.whitened(bases.out)
     q_b, r_b = inputs.whitened(bases.into)
     weighted = outputs.lower.T @ weight @ inputs.lower  # (m, n)
     inside = q_a.T @ weighted @ q_b  # K (k_L, k_R)
-    u, singular, v = leading_triplets(inside, enough)
+    u, singular, v = singular_triplets(inside)
     up = bases.out @ torch.linalg.solve_triangular(r_a, u, upper=True)
     down = torch.linalg.solve_triangular(r_b, v, upper=True).T @ bases.into.T
     outside = max(float(weighted.square().sum() - inside.square().sum()), 0.0)
     return Factorization(up.float(), singular, down.float(), outside, bases.out.shape[1], bases.into.shape[1])
 
 
-def _weighted_triplets(weight: Tensor, inputs: Metric, outputs: Metric, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` whitened directions up (m, count) and down (count, n), and all singular values, of a (m, n) matrix."""
+def _weighted_triplets(weight: Tensor, inputs: Metric, outputs: Metric) -> tuple[Tensor, Tensor, Tensor]:
+    """Whitened directions up (m, k) and down (k, n), and singular values (k,), of a (m, n) matrix; k = min(m, n)."""
     if weight.shape[0] > weight.shape[1]:
-        down, singular, up = _weighted_triplets(weight.T, outputs, inputs, count)
+        down, singular, up = _weighted_triplets(weight.T, outputs, inputs)
         return up.T, singular, down.T
     scaled = outputs.lower.T @ weight  # (m, n)
-    u, singular = _leading_eigenvectors(scaled @ inputs.covariance @ scaled.T, count)
+    u, singular = _eigenvectors(scaled @ inputs.covariance @ scaled.T)
     up = torch.linalg.solve_triangular(outputs.lower.T, u, upper=True)
-    return up, singular, (u / _divisors(singular, count)).T @ scaled
+    return up, singular, (u / _divisors(singular)).T @ scaled
 
 
-def leading_triplets(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` leading left (m, count) and right (n, count) singular vectors of a (m, n) matrix, and all its values.
+def singular_triplets(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Left (m, k) and right (n, k) singular vectors of a (m, n) matrix, and its values (k,); k = min(m, n).
 
     By the symmetric eigenproblem of the smaller Gram matrix in float64: several times faster than an SVD, and the
     projection onto the left (for m > n: right) vectors is exact whatever the rounding in small values.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        right, singular, left = leading_triplets(matrix.T, count)
+        right, singular, left = singular_triplets(matrix.T)
         return left, singular, right
-    left, singular = _leading_eigenvectors(matrix @ matrix.T, count)
-    return left, singular, matrix.T @ (left / _divisors(singular, count))
+    left, singular = _eigenvectors(matrix @ matrix.T)
+    return left, singular, matrix.T @ (left / _divisors(singular))
 
 
-def _leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`count` eigenvectors of a positive semidefinite matrix, largest first, and the square roots of all its values."""
+def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors of a positive semidefinite matrix, largest first, and the square roots of its values."""
     squares, vectors = torch.linalg.eigh(gram)
-    return vectors.flip(1)[:, :count], squares.flip(0).clamp(min=0).sqrt()
+    return vectors.flip(1), squares.flip(0).clamp(min=0).sqrt()
 
 
-def _divisors(singular: Tensor, count: int) -> Tensor:
-    """The leading singular values, kept away from zero."""
-    return singular[:count].clamp(min=float(singular[0]) * SMALLEST_SINGULAR + torch.finfo(torch.float64).tiny)
+def _divisors(singular: Tensor) -> Tensor:
+    """The singular values, kept away from zero."""
+    return singular.clamp(min=float(singular[0]) * SMALLEST_SINGULAR + torch.finfo(torch.float64).tiny)
+
+
+def interpolative(down: Tensor) -> tuple[Tensor, Tensor]:
+    """An order of the columns (n,) and T (r, n - r) with down[:, order] = down[:, order[:r]] · [I, T] for (r, n).
+
+    So r of its columns stand for themselves and T makes the others of them. Pivots are chosen on an orthonormal basis
+    of the rows by LU with partial pivoting, as in discrete empirical interpolation (Chaturantabut and Sorensen, 2010),
+    which keeps the entries of T small.
+    """
+    rank, n = down.shape
+    basis = torch.linalg.qr(down.T.to(exact(down.device)).double()).Q  # (n, r)
+    packed, pivots = torch.linalg.lu_factor(basis)
+    order = list(range(n))
+    for row, pivot in enumerate(pivots.tolist()):
+        order[row], order[pivot - 1] = order[pivot - 1], order[row]
+    lower, below = packed[:rank], packed[rank:]
+    others = torch.linalg.solve_triangular(lower, below, upper=False, left=False, unitriangular=True)  # (n - r, r)
+    return torch.tensor(order, device=down.device), others.T.to(down)

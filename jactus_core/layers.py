@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from jactus_core.errors import UnsupportedModel
-from jactus_core.factorization import Factorization
+from jactus_core.factorization import Factorization, interpolative
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
 
 Basis = Literal["whitened", "orthonormal"]
@@ -83,9 +83,11 @@ def dense_layer(weight: Tensor, bias: Tensor | None, transposed: bool) -> nn.Mod
 
 
 def multiplied(layer: LowRankLinear, transposed: bool) -> nn.Module:
-    """The dense layer that answers as two thin ones."""
-    weight = (layer.up.weight.detach().float() @ layer.down.weight.detach().float()).to(layer.up.weight.dtype)
-    return dense_layer(weight, layer.bias, transposed)
+    """The dense layer that answers as a low-rank one."""
+    up = layer.up.weight.detach()
+    ordered = torch.cat((up.float(), up.float() @ layer.down.weight.detach().float()), dim=1)
+    weight = torch.empty_like(ordered).index_copy_(1, layer.order.long(), ordered)
+    return dense_layer(weight.to(up.dtype), layer.bias, transposed)
 
 
 def train_only(model: nn.Module, names: frozenset[str]) -> None:
@@ -111,6 +113,7 @@ class CoreLinear(nn.Module):
     ) -> None:
         super().__init__()
         weight = matrix_of(dense)
+        m, n = weight.shape
         up, core, down = (part.to(weight.device) for part in _parts(factors, rank, basis))
         self.core = nn.Parameter(torch.zeros_like(core) if keep_dense else core)
         self.up = nn.Parameter(up.to(weight.dtype), requires_grad=False)
@@ -118,6 +121,7 @@ class CoreLinear(nn.Module):
         self.bias = dense.bias
         self.register_buffer("base", weight if keep_dense else None)
         self._transposed = isinstance(dense, Conv1D)
+        self._multiplied = keep_dense or _is_cheaper_multiplied(m, n, rank)
 
     @property
     def weight(self) -> Tensor:
@@ -126,24 +130,36 @@ class CoreLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         core = self.core.to(x.dtype)
-        if self.base is not None:
-            return functional.linear(x, self.base + self.up @ core @ self.down, self.bias)
+        if self._multiplied:
+            product = self.up @ core @ self.down
+            return functional.linear(x, product if self.base is None else self.base + product, self.bias)
         return functional.linear(functional.linear(functional.linear(x, self.down), core), self.up, self.bias)
 
     @torch.no_grad()
     def folded(self) -> nn.Module:
-        """The layer to deploy: the core multiplied into the thinner neighbour, or into W for a dense one."""
+        """The layer to deploy: in interpolative form, or with the core multiplied into W for a dense one."""
         (m, rank), n = self.up.shape, self.down.shape[1]
         up, core, down = self.up.float(), self.core.float(), self.down.float()
         if self.base is not None:
             weight = (self.base.float() + up @ core @ down).to(self.down.dtype)
             return dense_layer(weight, self.bias, self._transposed)
         layer = LowRankLinear(n, m, rank, self.bias is not None).to(device=up.device, dtype=self.down.dtype)
-        layer.up.weight.copy_(up @ core if m <= n else up)
-        layer.down.weight.copy_(down if m <= n else core @ down)
+        order, others = interpolative(down)
+        layer.up.weight.copy_(up @ core @ down[:, order[:rank]])
+        layer.down.weight.copy_(others)
+        layer.order.copy_(order)
         if self.bias is not None:
             layer.up.bias.copy_(self.bias)
         return layer
+
+
+def _is_cheaper_multiplied(m: int, n: int, rank: int) -> bool:
+    """Whether a training step multiplies less, per token, through the one weight than through the parts.
+
+    Forward, and backward to the input, both take each matrix once; backward to what is trained takes it once more:
+    the core, or the whole weight.
+    """
+    return 3 * m * n < 2 * rank * (m + n) + 3 * rank * rank
 
 
 def _parts(factors: Factorization, rank: int, basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,10 +182,14 @@ def install_cores(
     ranks: Mapping[str, int | None],
     basis: Basis = "whitened",
 ) -> None:
-    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense, with a core beside it."""
+    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense, with a core beside it.
+
+    That core is on as many leading directions as two factors of W's own size have.
+    """
     for name, rank in ranks.items():
         factors = factors_of(name)
-        trained = factors.rank if rank is None else rank
+        m, n = factors.up.shape[0], factors.down.shape[1]
+        trained = min(max(m * n // (m + n), 1), factors.rank) if rank is None else rank
         model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
 
 

@@ -1,4 +1,4 @@
-"""The model type "jactus": any transformers architecture with some linear layers replaced by two thin ones.
+"""The model type "jactus": any transformers architecture with some linear layers replaced by low-rank ones.
 
 This file travels inside every checkpoint, so it needs torch and transformers only. `import jactus_core` registers the
 model type, and `AutoModelFor….from_pretrained(folder)` then needs no flag; without the package, pass
@@ -32,25 +32,34 @@ ARCHITECTURES: dict[str, Any] = {
 
 
 class LowRankLinear(nn.Module):
-    """y = up(down(x)): (…, n) → (…, r) → (…, m), r(m + n) weights instead of mn."""
+    """y = up(p + down(q)): (…, n) → (…, r) → (…, m), with p the first r inputs in `order` and q the rest.
+
+    This interpolative form of a matrix of rank r has r(m + n - r) weights, r² fewer than its two factors, and for any
+    r below m and n fewer than the dense layer.
+    """
+
+    order: Tensor
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.down = nn.Linear(in_features, rank, bias=False)
+        self.down = nn.Linear(in_features - rank, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=bias)
+        self.register_buffer("order", torch.arange(in_features, dtype=torch.int32))
 
     @property
     def weight(self) -> Tensor:
         """Not the product: what an architecture that asks a layer for its dtype or device needs (T5 does)."""
-        return self.down.weight
+        return self.up.weight
 
     @property
     def bias(self) -> Tensor | None:
         return self.up.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+        rank = self.up.in_features
+        rows = x.reshape(-1, x.shape[-1]).index_select(1, self.order)  # on more dimensions it is many times slower
+        return self.up(rows[:, :rank] + self.down(rows[:, rank:])).view(*x.shape[:-1], -1)
 
 
 def matrix_shape(layer: nn.Module) -> tuple[int, int]:

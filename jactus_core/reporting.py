@@ -48,7 +48,7 @@ tags: [jactus, low-rank, compression]
 its linear layers
 
 `{report["model"]["name"]}`{_revision(report)} compressed and tuned for {task.name} in one go with JACTUS: of \
-{len(report["layers"])} linear layers, {len(low_rank)} became two thin ones, chosen by the covariances of what they \
+{len(report["layers"])} linear layers, {len(low_rank)} became low-rank ones, chosen by the covariances of what they \
 read and of their gradients on {report["calibration_rows"]:,} rows of the task.
 
 |  | dense model, head tuned | this model |

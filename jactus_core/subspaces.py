@@ -57,3 +57,8 @@ def _without(vectors: Tensor, basis: Tensor) -> Tensor:
     for _ in range(2):
         vectors = vectors - basis @ (basis.T @ vectors)
     return vectors
+
+
+def exact(device: torch.device) -> torch.device:
+    """Where to compute in float64: the CPU instead of Apple's GPUs, which have none."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -145,5 +145,5 @@ def test_sizes_count_tied_tensors_once_and_compressible_weights_apart() -> None:
     assert (dense.parameters, dense.bytes) == (whole, 4 * whole)
     assert (dense.compressible_parameters, dense.compressible_bytes) == (24 * 16, 4 * 24 * 16)
     rest = whole - 24 * 16 - 24 - 24 * 16
-    assert (thin.compressible_parameters, thin.compressible_bytes) == (5 * 40, 2 * 5 * 40)
-    assert (thin.parameters, thin.bytes) == (rest + 5 * 40 + 24, 4 * rest + 2 * (5 * 40 + 24))
+    assert (thin.compressible_parameters, thin.compressible_bytes) == (5 * 35, 2 * 5 * 35 + 4 * 16)
+    assert (thin.parameters, thin.bytes) == (rest + 5 * 35 + 24, 4 * rest + 2 * (5 * 35 + 24) + 4 * 16)

@@ -20,7 +20,8 @@ from jactus_core.factorization import (
     Factorization,
     Metric,
     factorize,
-    leading_triplets,
+    interpolative,
+    singular_triplets,
     union_bases,
 )
 from jactus_core.subspaces import leading_eigenvectors, leading_singular_vectors
@@ -151,11 +152,10 @@ def test_without_weighting_it_is_the_truncated_svd(problem: Problem) -> None:
 
 @pytest.mark.parametrize(("m", "n"), [(9, 7), (12, 12), (40, 6), (1, 5), (5, 1), (2, 2)])
 @pytest.mark.parametrize("within", [False, True])
-def test_factors_stop_where_the_dense_layer_is_cheaper(m: int, n: int, within: bool) -> None:
+def test_there_are_as_many_factors_as_singular_values(m: int, n: int, within: bool) -> None:
     factors = Problem.random(m, n).solve(within)
-    paying = [rank for rank in range(1, min(m, n) + 1) if rank * (m + n) <= m * n]
 
-    assert factors.rank == factors.up.shape[1] == factors.down.shape[0] == min(max([1, *paying]), len(factors.singular))
+    assert factors.rank == factors.up.shape[1] == factors.down.shape[0] == len(factors.singular)
     assert len(factors.singular) == (max(min(m, n) - 2, 1) if within else min(m, n))
 
 
@@ -201,12 +201,12 @@ MATRICES: dict[str, Callable[[np.random.Generator], Array]] = {
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_leading_triplets_equal_the_svd_of_numpy(kind: str, count: int) -> None:
+def test_singular_triplets_equal_the_svd_of_numpy(kind: str) -> None:
     matrix = MATRICES[kind](np.random.default_rng(5))
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
 
-    left, singular, right = leading_triplets(torch.from_numpy(matrix), count)
+    left, singular, right = singular_triplets(torch.from_numpy(matrix))
+    count = min(matrix.shape)
 
     assert (left.shape, right.shape) == ((len(matrix), count), (matrix.shape[1], count))
     np.testing.assert_allclose(singular, s, rtol=1e-6, atol=1e-7 * s[0])  # squared and rooted: half the digits remain
@@ -275,3 +275,27 @@ def test_a_zero_covariance_has_a_root_of_its_own() -> None:
     expected: Tensor = np.sqrt(1e-4 * SMALLEST_SCALE) * torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(root.lower, expected)
     assert root.floor == 1e-4
+
+
+@pytest.mark.parametrize(("rank", "n"), [(1, 2), (3, 10), (9, 10), (40, 100), (64, 256)])
+@pytest.mark.parametrize("kind", ["random", "graded", "massive", "deficient", "zero"])
+def test_the_interpolative_form_makes_every_column_of_a_few(kind: str, rank: int, n: int) -> None:
+    matrix = np.random.default_rng(7).normal(size=(rank, n))
+    if kind == "graded":
+        matrix *= np.geomspace(1, 1e-5, rank)[:, None]
+    if kind == "massive":
+        matrix[:, n // 2] *= 1e4
+    if kind == "deficient":
+        matrix[rank // 2 :] = 0
+    if kind == "zero":
+        matrix[:] = 0
+    down = torch.from_numpy(matrix)
+
+    order, others = interpolative(down)
+
+    assert sorted(order.tolist()) == list(range(n))
+    assert others.shape == (rank, n - rank)
+    assert float(others.abs().max()) < 10
+    ordered = matrix[:, order]
+    expected = ordered[:, :rank] @ np.hstack([np.eye(rank), others.numpy()])
+    np.testing.assert_allclose(ordered, expected, atol=1e-9 * max(np.abs(matrix).max(), 1))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from jactus_core.allocation import low_rank_parameters
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Bases, Factorization, Metric, factorize
 from jactus_core.layers import (
@@ -201,7 +202,7 @@ def test_a_folded_layer_has_the_parameters_it_is_charged(m: int, n: int, rank: i
     layer = nn.Linear(n, m)
     folded: Any = core_linear(layer, False, "whitened", rank).folded()
 
-    assert sum(parameter.numel() for parameter in folded.parameters()) == rank * (m + n) + m
+    assert sum(parameter.numel() for parameter in folded.parameters()) == low_rank_parameters(m, n, rank) + m
     torch.testing.assert_close(folded.up.bias, layer.bias)
 
 
@@ -248,7 +249,7 @@ def test_a_layer_of_zeros_answers_its_bias(basis: Basis) -> None:
 def test_cores_of_full_rank_leave_the_logits_as_they_were(model: Any, basis: Basis) -> None:
     names = [f"bert.encoder.layer.{i}.intermediate.dense" for i in range(2)]
     with torch.no_grad():
-        for name in names:  # rank 9 is all that pays in a layer of shape (24, 16)
+        for name in names:
             layer = model.get_submodule(name)
             layer.weight.copy_(torch.randn(24, 9) @ torch.randn(9, 16) / 9)
     before = model(**INPUTS).logits
