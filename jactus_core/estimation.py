@@ -17,7 +17,7 @@ from torch import nn
 from jactus_core.allocation import affordable_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
-from jactus_core.layers import Targets, find_targets
+from jactus_core.layers import Targets, dense_core_rank, find_targets
 from jactus_core.loading import body_name, read_config, set_labels
 from jactus_core.models import ModelReference, find_model
 from jactus_core.tasks import TASKS
@@ -138,7 +138,7 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
     workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
     tokens = _row_tokens(model, config)
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
-    trained = sum(affordable_rank(m, n, max(config.budgets)) ** 2 for m, n in shapes.values())
+    trained = sum(_core_rank(m, n, max(config.budgets)) ** 2 for m, n in shapes.values())
     largest = max(point.bytes for point in budgets)
     memory = {
         "loading": weights,
@@ -179,6 +179,11 @@ def _rank(m: int, n: int, fraction: float, multiple: int) -> int | None:
     if fraction >= 1 or multiple >= min(m, n):
         return None
     return max(affordable_rank(m, n, fraction) // multiple, 1) * multiple
+
+
+def _core_rank(m: int, n: int, budget: float) -> int:
+    """Size of the core of a (m, n) layer that keeps `budget` of it."""
+    return affordable_rank(m, n, budget) if budget < 1 else dense_core_rank(m, n)
 
 
 def _row_tokens(model: Any, config: CompressionConfig) -> int:

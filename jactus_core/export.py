@@ -35,9 +35,9 @@ PROCESSOR_FILES = (
 def export(folder: str | Path, output: str | Path, form: Literal["dense", "onnx"] = "dense") -> Path:
     """Write the checkpoint in `folder` to `output` in another form, with its tokenizer or image processor.
 
-    "dense": every layer multiplied out, the base architecture, loadable without this package; for images of another size than the
-    base model's it wants `interpolate_pos_encoding=True` in every call. "onnx": `model.onnx` with dynamic batch and
-    sequence; needs the packages onnx and onnxscript. Raises ModelNotFound or UnsupportedModel.
+    "dense": every layer multiplied out, the base architecture, loadable without this package; for images of another
+    size than the base model's it wants `interpolate_pos_encoding=True` in every call. "onnx": `model.onnx` with
+    dynamic batch and sequence; needs the packages onnx and onnxscript. Raises ModelNotFound or UnsupportedModel.
     """
     folder, output = Path(folder), Path(output)
     model = _load(folder)

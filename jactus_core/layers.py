@@ -176,20 +176,22 @@ def _parts(factors: Factorization, rank: int, basis: Basis) -> tuple[Tensor, Ten
     return q_up * scale, core / scale, q_down.T
 
 
+def dense_core_rank(m: int, n: int) -> int:
+    """On how many leading directions the core beside a dense (m, n) layer is: those of two factors of its size."""
+    return max(m * n // (m + n), 1)
+
+
 def install_cores(
     model: nn.Module,
     factors_of: Callable[[str], Factorization],
     ranks: Mapping[str, int | None],
     basis: Basis = "whitened",
 ) -> None:
-    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense, with a core beside it.
-
-    That core is on as many leading directions as two factors of W's own size have.
-    """
+    """Replace every layer named in `ranks` by a CoreLinear; None keeps the layer dense, with a core beside it."""
     for name, rank in ranks.items():
         factors = factors_of(name)
-        m, n = factors.up.shape[0], factors.down.shape[1]
-        trained = min(max(m * n // (m + n), 1), factors.rank) if rank is None else rank
+        beside = dense_core_rank(factors.up.shape[0], factors.down.shape[1])
+        trained = min(beside, factors.rank) if rank is None else rank
         model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
 
 

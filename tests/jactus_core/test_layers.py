@@ -164,10 +164,11 @@ CASES = [("Linear", True), ("Linear", False), ("Conv1D", True)]
 @pytest.mark.parametrize(("kind", "bias"), CASES)
 @pytest.mark.parametrize("keep_dense", [False, True])
 @pytest.mark.parametrize("basis", BASES)
-def test_forward_is_the_product_of_the_parts(kind: str, bias: bool, keep_dense: bool, basis: Basis) -> None:
+@pytest.mark.parametrize("rank", [RANK, 5])  # 5: cheaper multiplied out in every step
+def test_forward_is_the_product_of_the_parts(kind: str, bias: bool, keep_dense: bool, basis: Basis, rank: int) -> None:
     layer = linear(kind, bias)
     weight = layer.weight.T if kind == "Conv1D" else layer.weight
-    cores = shaken(core_linear(layer, keep_dense, basis))
+    cores = shaken(core_linear(layer, keep_dense, basis, rank))
 
     whole = cores.up @ cores.core @ cores.down + (weight if keep_dense else 0)
     expected = torch.einsum("mn,btn->btm", whole, some_inputs()) + (layer.bias if bias else 0)
@@ -179,11 +180,12 @@ def test_forward_is_the_product_of_the_parts(kind: str, bias: bool, keep_dense: 
 @pytest.mark.parametrize("keep_dense", [False, True])
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("rank", [RANK, 5])
 def test_the_folded_layer_answers_as_the_trained_one(
-    kind: str, bias: bool, keep_dense: bool, basis: Basis, dtype: torch.dtype, tolerance: float
+    kind: str, bias: bool, keep_dense: bool, basis: Basis, dtype: torch.dtype, tolerance: float, rank: int
 ) -> None:
     layer = linear(kind, bias, dtype)
-    cores = shaken(core_linear(layer, keep_dense, basis))
+    cores = shaken(core_linear(layer, keep_dense, basis, rank))
     x = some_inputs(dtype)
     trained = cores(x)
 
