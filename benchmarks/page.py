@@ -205,14 +205,11 @@ def points() -> Points:
 
 
 def draw(panels: Points, file: Path = PICTURE) -> None:
-    """Accuracy against the share of the linear layers that is kept, one panel per modality."""
-    if not panels:
-        return
+    """Accuracy against the share of the linear layers that is kept, one panel per modality; an empty one for none."""
     with rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(4.4 * len(panels), 4.6), layout="constrained")
-        for axes, (modality, methods) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-        ):
+        count = max(len(panels), 1)
+        figure = Figure(figsize=(4.4 * count, 4.6), layout="constrained")
+        for axes, (modality, methods) in zip(figure.subplots(1, count, squeeze=False)[0], panels.items(), strict=False):
             for method, line in methods.items():
                 kept, accuracy = zip(*line, strict=True)
                 axes.plot(kept, [100 * value for value in accuracy], label=METHODS[method].title, **STYLES[method])
@@ -224,7 +221,8 @@ def draw(panels: Points, file: Path = PICTURE) -> None:
             axes.set_axisbelow(True)
         figure.axes[0].set_ylabel("mean accuracy on test, percent")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        if handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         figure.savefig(file, metadata={"Date": None, "Description": fingerprint(panels)})
 
 
