@@ -125,10 +125,20 @@ def _fitted(trial: Trial, model: PreTrainedModel, rate: float) -> PreTrainedMode
 
 
 JACTUS = CompressionConfig().model_dump(
-    include={"fisher", "shrinkage", "covariance_floor", "weighting", "union", "allocation", "core_basis", "trained"}
+    include={
+        "adapter_share",
+        "fisher",
+        "shrinkage",
+        "covariance_floor",
+        "weighting",
+        "union",
+        "allocation",
+        "core_basis",
+        "trained",
+    }
 )
-PLAIN_SVD = {**JACTUS, "weighting": "none", "allocation": "uniform"}
-SVD_LLM = {**JACTUS, "weighting": "input", "allocation": "uniform", "shrinkage": 0.0}
+PLAIN_SVD = {**JACTUS, "weighting": "none", "allocation": "uniform", "adapter_share": 0.0}
+SVD_LLM = {**PLAIN_SVD, "weighting": "input", "shrinkage": 0.0}
 SVD_LLM_GLOBAL = {**SVD_LLM, "allocation": "global"}
 peer_with_cores = partial(compressed_with_cores, two_factors=True)
 

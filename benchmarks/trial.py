@@ -19,14 +19,14 @@ from benchmarks.generation import exact_match
 from jactus_core.allocation import LayerSpectrum, allocate
 from jactus_core.calibration import LayerStatistics, calibrate, find_readers
 from jactus_core.checkpoint import deploy
-from jactus_core.compression import AFTER_DECOMPOSITION
+from jactus_core.compression import ADAPTATION, AFTER_DECOMPOSITION
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import factorized
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
-from jactus_core.finetuning import finetune_cores, warm_up_head
-from jactus_core.layers import Targets, find_targets, install_cores
+from jactus_core.finetuning import finetune_cores, tune_adapters, warm_up_head
+from jactus_core.layers import Targets, find_targets, install_adapters, install_cores, merge_adapters
 from jactus_core.loading import Loaded, load_model
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
@@ -63,6 +63,7 @@ class Trial:
         if self.loaded.head_is_new:
             warm_up_head(self.loaded, self.train, self.config, lambda done: None)
         self._last_factors: tuple[dict[str, Any], Factors] | None = None
+        self._last_adapted: tuple[dict[str, Any], tuple[PreTrainedModel, Factors]] | None = None
         self._statistics: dict[tuple[str, int], dict[str, LayerStatistics]] = {}
 
     @property
@@ -106,10 +107,12 @@ class Trial:
 
         The budget pays for layers in interpolative form, or for their `two_factors`.
         """
-        if model is None:
-            factors, spectra = self._factors(config)
-        else:
+        if model is not None:
             factors, spectra = self.factorize(model, statistics or self.statistics(config), config)
+        elif config.adapter_epochs:
+            model, (factors, spectra) = self._adapted(config)
+        else:
+            factors, spectra = self._factors(config)
         if two_factors:
             spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}
         model = copy.deepcopy(model or self.loaded.model)
@@ -125,6 +128,17 @@ class Trial:
             self._last_factors = key, self.factorize(self.loaded.model, self.statistics(config), config)
         return self._last_factors[1]
 
+    def _adapted(self, config: CompressionConfig) -> tuple[PreTrainedModel, Factors]:
+        """The dense model tuned by adapters, and its factors; kept as above."""
+        key = config.model_dump(exclude=AFTER_DECOMPOSITION - ADAPTATION)
+        if self._last_adapted is None or self._last_adapted[0] != key:
+            model = copy.deepcopy(self.loaded.model)
+            install_adapters(model, self.targets.layers, config.seed)
+            tune_adapters(model, self.train, config, lambda done: None)
+            merge_adapters(model)
+            self._last_adapted = key, (model, self.factorize(model, self.calibrate(model, config), config))
+        return self._last_adapted[1]
+
     def factorize(
         self, model: PreTrainedModel, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
     ) -> Factors:
@@ -139,7 +153,8 @@ class Trial:
 
     def tuned(self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
         """A model with cores after finetuning, as deployed."""
-        finetune_cores(model, self.loaded.head, self.train, config, lambda done: None)
+        teacher = self._adapted(config)[0] if config.adapter_epochs else None
+        finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, teacher=teacher)
         return deploy(model, self.loaded, ranks)
 
     def scores(self, model: PreTrainedModel, rows: Encoded) -> Metrics:

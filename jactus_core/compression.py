@@ -27,8 +27,15 @@ from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
 from jactus_core.examples import Examples, read_examples, split
 from jactus_core.files import WORK_FOLDER, sha256_of, write_json
-from jactus_core.finetuning import finetune_cores, warm_up_head
-from jactus_core.layers import Targets, find_targets, install_cores
+from jactus_core.finetuning import finetune_cores, tune_adapters, warm_up_head
+from jactus_core.layers import (
+    Targets,
+    adapter_names,
+    find_targets,
+    install_adapters,
+    install_cores,
+    merge_adapters,
+)
 from jactus_core.loading import load_model
 from jactus_core.models import ModelReference, find_model
 from jactus_core.plots import plot_frontier, plot_ranks
@@ -43,20 +50,19 @@ logger = logging.getLogger(__name__)
 FEW_SAMPLES = 64
 """Fewer calibration rows than this still work, with covariances that lean on their shrinkage; a warning says so."""
 PROBE_ROWS = 4
-AFTER_DECOMPOSITION = {
+ADAPTATION = {"adapter_share", "epochs", "learning_rate", "gradient_checkpointing"}
+"""Settings that a language model's calibration depends on, since it is tuned before."""
+AFTER_DECOMPOSITION = ADAPTATION | {
     "budgets",
     "budget_scope",
     "allocation",
     "rank_multiple",
     "core_basis",
     "trained",
-    "epochs",
-    "learning_rate",
-    "gradient_checkpointing",
     "max_shard_size",
     "max_covariance_bytes",
 }
-"""Settings that calibration and decomposition do not depend on, so that changing them keeps their results."""
+"""Settings that a classifier's calibration and decomposition do not depend on: changing them keeps their results."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,7 @@ class _Run:
         self._warm_up(rows)
         dense = self._evaluate_dense(rows)
         dense_size = size_of(self.loaded.model, list(targets.layers))
+        self._adapt(targets, rows)
         sample = rows.train.sample(self.config.calibration_samples, self.config.seed)
         if len(sample) < FEW_SAMPLES:
             logger.warning("only %d calibration rows; covariances lean on their shrinkage", len(sample))
@@ -249,17 +256,34 @@ class _Run:
         return fingerprint(settings, self.origin, data.facts, _versions(self.device))
 
     def _warm_up(self, data: _Data) -> None:
-        self.clock.enter("calibrating")
-        parameters = dict(self.loaded.model.named_parameters())
-        if not self.loaded.head_is_new:
+        """Train a new head; the same in every process."""
+        if self.loaded.head_is_new:
+            self.clock.enter("calibrating")
+            show = self._note("warming up the task head")
+            self._trained("head", self.loaded.head, lambda: warm_up_head(self.loaded, data.train, self.config, show))
+
+    def _adapt(self, targets: Targets, data: _Data) -> None:
+        """Tune a language model; from here on `key` names what came of it."""
+        model, config = self.loaded.model, self.config
+        if not config.adapter_epochs:
             return
-        if self.work.recall("head", self.key) is None:
-            show = lambda done: self.report("calibrating", 0.0, f"warming up the task head, {done:.0%}")  # noqa: E731
-            warm_up_head(self.loaded, data.train, self.config, show)  # the same in every process
-            self._keep("head", self.key, {}, {name: parameters[name] for name in self.loaded.head})
+        self.clock.enter("calibrating")
+        self.key = fingerprint(self.key, config.model_dump(mode="json", include=ADAPTATION))
+        install_adapters(model, targets.layers, config.seed)
+        show = self._note("tuning adapters")
+        train = lambda: tune_adapters(model, data.train, config, show, self.processes)  # noqa: E731
+        self._trained("adapters", adapter_names(model), train)
+        merge_adapters(model)
+
+    def _trained(self, name: str, parts: frozenset[str], train: Callable[[], None]) -> None:
+        """Train these parameters, or take them from the work folder."""
+        parameters = dict(self.loaded.model.named_parameters())
+        if self.work.recall(name, self.key) is None:
+            train()
+            self._keep(name, self.key, {}, {part: parameters[part] for part in parts})
         else:
-            for name, tensor in self.work.tensors("head").items():
-                parameters[name].data.copy_(tensor)
+            for part, tensor in self.work.tensors(name).items():
+                parameters[part].data.copy_(tensor)
 
     def _evaluate_dense(self, data: _Data) -> Metrics:
         self.clock.enter("evaluating")
@@ -321,7 +345,8 @@ class _Run:
         candidate = copy.deepcopy(self.loaded.model)
         install_cores(candidate, factors.factors, ranks, self.config.core_basis)
         show = self._part("finetuning", number, parts, note)
-        finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes)
+        teacher = self.loaded.model if self.config.adapter_epochs else None
+        finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, teacher)
         deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")
         show = self._part("evaluating", number + 1, 1 + parts, note)
@@ -361,6 +386,10 @@ class _Run:
             for point in result.budgets
         }
         plot_ranks(shares, self.output / "ranks.svg")
+
+    def _note(self, what: str) -> Callable[[float], None]:
+        """Progress of what comes before the calibration's own."""
+        return lambda done: self.report("calibrating", 0.0, f"{what}, {done:.0%}")
 
     def _part(self, stage: Stage, index: int, parts: int, note: str) -> Callable[[float], None]:
         """Progress of one of several equal parts of a stage."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from jactus_core.tasks import TaskName
+from jactus_core.tasks import TASKS, TaskName
 
 Energy = Annotated[float, Field(gt=0, le=1)]
 Budget = Annotated[float, Field(gt=0, le=1)]
@@ -54,6 +54,13 @@ class Hyperparameters(BaseModel):
 
     warmup_samples: int = Field(default=1024, ge=1, description="Training rows used to warm up a new task head.")
     warmup_epochs: int = Field(default=50, ge=1, le=1000, description="Head-only epochs on the frozen body's outputs.")
+
+    adapter_share: float = Field(
+        default=0.75,
+        ge=0,
+        lt=1,
+        description="Share of the epochs that a language model is tuned by low-rank adapters before it is calibrated.",
+    )
 
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
     fisher: Literal["empirical", "sampled"] = Field(
@@ -115,3 +122,13 @@ class CompressionConfig(Hyperparameters):
         default=None, ge=1, description="Bound on the covariances held at a time; smaller means more passes."
     )
     max_shard_size: str = Field(default="5GB", description="A checkpoint above this is written as several files.")
+
+    @property
+    def adapter_epochs(self) -> float:
+        """Epochs before the calibration; a classifier's head is warmed up instead."""
+        return 0.0 if TASKS[self.task].is_classification else self.epochs * self.adapter_share
+
+    @property
+    def core_epochs(self) -> float:
+        """Epochs of each compressed model."""
+        return self.epochs - self.adapter_epochs

@@ -17,7 +17,7 @@ from torch import nn
 from jactus_core.allocation import affordable_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
-from jactus_core.layers import Targets, dense_core_rank, find_targets
+from jactus_core.layers import ADAPTER_RANK, Targets, dense_core_rank, find_targets
 from jactus_core.loading import body_name, read_config, set_labels
 from jactus_core.models import ModelReference, find_model
 from jactus_core.tasks import TASKS
@@ -140,9 +140,10 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
     trained = sum(_core_rank(m, n, max(config.budgets)) ** 2 for m, n in shapes.values())
     largest = max(point.bytes for point in budgets)
+    adapters = ADAPTER_RANK * sum(m + n for m, n in shapes.values()) if config.adapter_epochs else 0
     memory = {
         "loading": weights,
-        "calibrating": weights + held + activations,
+        "calibrating": weights + max(held, OPTIMIZER_BYTES * adapters) + activations,
         "decomposing": weights + held + workspace,
         "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * trained + activations,
         "evaluating": 2 * weights + activations // len(shapes),

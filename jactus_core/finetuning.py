@@ -1,4 +1,4 @@
-"""Step 5, finetune: first the head on the frozen body, later the cores and the head together."""
+"""What is trained and when: a new head or adapters before the calibration; step 5, finetune: the cores and the head."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from jactus_core.config import CompressionConfig
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.layers import CoreLinear, train_only
+from jactus_core.layers import CoreLinear, adapter_names, train_only
 from jactus_core.loading import Loaded
-from jactus_core.losses import without_labels
+from jactus_core.losses import divergence, without_labels
 
 HEAD_RATE = 1e-2
 HEAD_BATCH = 64
@@ -38,6 +38,10 @@ WARMUP_SHARE = 0.06
 """Share of the steps over which the learning rate rises."""
 WARMUP_FORWARD_SHARE = 0.8
 """Share of the head's warm-up time that the body's single forward pass takes."""
+FULL_RATE_RANK = 96
+"""The largest rank of a core that is trained at the full rate."""
+ADAPTER_RATE = 3.0
+"""Of adapters, relative to the rate of cores."""
 
 
 def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
@@ -102,6 +106,22 @@ def _batches_with_body_outputs(
     return found
 
 
+def tune_adapters(
+    model: PreTrainedModel,
+    data: Encoded,
+    config: CompressionConfig,
+    report: Callable[[float], None],
+    processes: Processes = ALONE,
+) -> None:
+    """Train the adapters installed in a language model: before, its gradients say more about form than about the task.
+
+    Raises NonFiniteLoss naming the step.
+    """
+    train_only(model, adapter_names(model))
+    changes = {"epochs": config.adapter_epochs, "learning_rate": ADAPTER_RATE * config.learning_rate}
+    fit(model, data, config.model_copy(update=changes), report, processes)
+
+
 def finetune_cores(
     model: PreTrainedModel,
     head: frozenset[str],
@@ -109,13 +129,15 @@ def finetune_cores(
     config: CompressionConfig,
     report: Callable[[float], None],
     processes: Processes = ALONE,
+    teacher: PreTrainedModel | None = None,
 ) -> None:
     """Train what `config.trained` says of a model with cores installed, and the head.
 
-    Raises NonFiniteLoss naming the step.
+    A `teacher` is a language model whose answers at every token are wanted instead of the labels. Raises NonFiniteLoss
+    naming the step.
     """
     train_only(model, head | _trained_names(model, config.trained))
-    fit(model, data, config, report, processes)
+    fit(model, data, config.model_copy(update={"epochs": config.core_epochs}), report, processes, teacher)
 
 
 def fit(
@@ -124,6 +146,7 @@ def fit(
     config: CompressionConfig,
     report: Callable[[float], None],
     processes: Processes = ALONE,
+    teacher: PreTrainedModel | None = None,
 ) -> None:
     """Train every parameter that requires a gradient for `config.epochs`; raises NonFiniteLoss naming the step."""
     set_seed(config.seed)
@@ -148,7 +171,8 @@ def fit(
             bf16=config.dtype == "bfloat16",
             remove_unused_columns=False,
         )
-        trainer = Trainer(
+        trainer = _Trainer(
+            teacher,
             model=model,
             args=arguments,
             train_dataset=data,
@@ -181,20 +205,45 @@ def _trained_names(model: PreTrainedModel, trained: str) -> frozenset[str]:
 def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`.
 
-    Adam moves every entry by about its rate. Cores are scaled for that; a whitened factor is not, its entries may all
-    be tiny, so its rate is relative to their root mean square.
+    Adam moves every entry by about its rate. The values of cores are 1 on average, but what r entries of a row do adds
+    up, so beyond a rank of `FULL_RATE_RANK` a core's rate falls as 1 / r. The entries of a whitened factor may all be
+    tiny: its rate is relative to their root mean square.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [trained.pop(name)], "lr": rate * float(module.get_parameter(part).detach().square().mean().sqrt())}
+        {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part)}
         for layer, module in model.named_modules()
         if isinstance(module, CoreLinear)
-        for part in ("up", "down")
+        for part in ("core", "up", "down")
         if (name := f"{layer}.{part}") in trained
     ]
     groups.append({"params": list(trained.values())})
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARMUP_SHARE), steps)
+
+
+def _relative_rate(layer: CoreLinear, part: str) -> float:
+    """Of one part of a layer with a core."""
+    parameter = layer.get_parameter(part).detach()
+    if part == "core":
+        return min(FULL_RATE_RANK / len(parameter), 1.0)
+    return float(parameter.square().mean().sqrt())
+
+
+class _Trainer(Trainer):
+    """Asks for a teacher's answers where there is one."""
+
+    def __init__(self, teacher: PreTrainedModel | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.teacher = teacher
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        if self.teacher is None:
+            return super().compute_loss(model, inputs, *arguments, **options)
+        real, batch = inputs["attention_mask"].bool(), without_labels(inputs)
+        with torch.no_grad():
+            wanted = self.teacher(**batch).logits[real]
+        return divergence(model(**batch).logits[real], wanted)
 
 
 class _Watch(TrainerCallback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from jactus_core.factorization import Factorization, interpolative
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
 
 Basis = Literal["whitened", "orthonormal"]
+ADAPTER_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,37 @@ class CoreLinear(nn.Module):
         return layer
 
 
+class AdaptedLinear(nn.Module):
+    """A dense layer with a low-rank change beside it, as in LoRA (Hu et al. 2022): y = (W + up · down) x + b.
+
+    Both factors are trained, W is not. `down` (rank, n) starts at random, `up` (m, rank) at zero.
+    """
+
+    def __init__(self, dense: nn.Module, rank: int, draws: torch.Generator) -> None:
+        super().__init__()
+        (m, n), device = matrix_shape(dense), matrix_of(dense).device
+        self.dense = dense
+        self.up = nn.Parameter(torch.zeros(m, rank, device=device))
+        self.down = nn.Parameter(torch.empty(rank, n).uniform_(-(n**-0.5), n**-0.5, generator=draws).to(device))
+
+    @property
+    def weight(self) -> Tensor:
+        """Not the sum: what an architecture that asks a layer for its dtype or device needs (T5 does)."""
+        return matrix_of(self.dense)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        y: Tensor = self.dense(x)
+        return y + change
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The dense layer, changed in place."""
+        weight = matrix_of(self.dense)
+        weight.copy_(weight.float() + self.up.float() @ self.down.float())
+        return self.dense
+
+
 def _is_cheaper_multiplied(m: int, n: int, rank: int) -> bool:
     """Whether a training step multiplies less, per token, through the one weight than through the parts.
 
@@ -193,6 +225,26 @@ def install_cores(
         beside = dense_core_rank(factors.up.shape[0], factors.down.shape[1])
         trained = min(beside, factors.rank) if rank is None else rank
         model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
+
+
+def install_adapters(model: nn.Module, names: Iterable[str], seed: int) -> None:
+    """Put a low-rank change, zero as yet, beside every named layer."""
+    draws = torch.Generator().manual_seed(seed)
+    for name in names:
+        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), ADAPTER_RANK, draws))
+
+
+def adapter_names(model: nn.Module) -> frozenset[str]:
+    """Of the parameters of all low-rank changes."""
+    adapted = [name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+    return frozenset(f"{name}.{part}" for name in adapted for part in ("up", "down"))
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add every low-rank change to its layer's weight."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedLinear):
+            model.set_submodule(name, module.merged())
 
 
 def fold_cores(model: nn.Module) -> None:

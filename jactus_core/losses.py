@@ -43,6 +43,15 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, sampled: bool = False) -> 
     return functional.cross_entropy(answers, targets, reduction="sum")
 
 
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence (scalar, nats per position, float32) of answers from those that are wanted.
+
+    Both are logits (positions, classes).
+    """
+    answers, targets = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
+    return functional.kl_div(answers, targets, log_target=True, reduction="batchmean")
+
+
 def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per row: summed cross-entropy (nats), how many labels count, and how many of these are predicted right."""
     logits, labels = aligned(logits, labels)

@@ -23,8 +23,10 @@ def seconds(found: ModelEstimate, config: CompressionConfig, dataset: Dataset, d
     forward = held_out * (1 + len(config.budgets))
     if TASKS[config.task].is_classification:
         forward += min(config.warmup_samples, train)
+    if config.adapter_epochs:  # the answers of a teacher
+        forward += int(train * config.core_epochs) * len(config.budgets)
     trained = min(config.calibration_samples, train) * found.calibration_passes
-    trained += int(train * config.epochs) * len(config.budgets)
+    trained += int(train * config.adapter_epochs) + int(train * config.core_epochs) * len(config.budgets)
     per_token = found.parameters * (FORWARD_FLOPS * forward + TRAINING_FLOPS * trained)
     shortest = 1.0 if TASKS[config.task].reads_images else SHORT_ROWS
     slow, fast = FLOPS[device]
