@@ -33,6 +33,7 @@ from jactus_core.errors import (
 from jactus_core.loading import load_model
 from jactus_core.models import find_model
 from jactus_core.progress import STAGES
+from tests.jactus_core.architectures import architectures, rows_for
 from tests.jactus_core.processes import in_new_process
 from tests.tiny import reviews
 
@@ -244,7 +245,7 @@ def stop_at_finetuning(stage: str, done: float, note: str) -> None:
         raise Killed
 
 
-def stages_until_finetuning(model: Path, output: Path, **changes: Any) -> set[str]:
+def stages_until_finetuning(model: Path, output: Path, rows: Any = None, **changes: Any) -> set[str]:
     """The stages that had work to do in a call that is stopped before it trains."""
     told: list[tuple[str, float, str]] = []
 
@@ -253,7 +254,7 @@ def stages_until_finetuning(model: Path, output: Path, **changes: Any) -> set[st
         stop_at_finetuning(*event)
 
     with pytest.raises(Killed):
-        compress(str(model), reviews(), output, SHORT, report=note, **changes)
+        compress(str(model), rows or reviews(), output, SHORT, report=note, **changes)
     return {stage for stage, done, _ in told if 0 < done < 1}
 
 
@@ -261,6 +262,66 @@ def test_a_changed_setting_voids_only_what_depends_on_it(tiny_bert: Path, tmp_pa
     assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path)
     assert "decomposing" not in stages_until_finetuning(tiny_bert, tmp_path, budgets=(0.7,), learning_rate=1e-4)
     assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path, shrinkage=0.5)
+
+
+@pytest.fixture(scope="module")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return architectures["mistral"].write(tmp_path_factory.mktemp("mistral") / "model")
+
+
+QUESTIONS = SHORT.model_copy(update={"task": "multiple-choice", "epochs": 4})
+
+
+def test_a_language_model_is_tuned_before_it_is_calibrated(tiny_language_model: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    found = {
+        share: compress(
+            str(tiny_language_model),
+            rows_for("multiple-choice"),
+            tmp_path / str(share),
+            QUESTIONS,
+            adapter_share=share,
+            report=lambda stage, done, note: notes.append(note),
+        )
+        for share in (0.0, 0.5)
+    }
+
+    assert found[0.0].dense_metrics == found[0.5].dense_metrics, "that of the model as it came"
+    assert weights(found[0.0]) != weights(found[0.5])
+    assert notes.count("tuning adapters, 100%") == 1
+
+
+@pytest.mark.parametrize("last", ["tuning adapters, 50%", "tuning adapters, 100%", "covariances", "budget 0.6"])
+def test_a_language_model_s_tuning_is_kept(last: str, tiny_language_model: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def run(output: Path, stop_at: str | None = None) -> list[bytes]:
+        def note(stage: str, done: float, note: str) -> None:
+            told.append(note)
+            if stop_at and note.startswith(stop_at) and stage != "evaluating":
+                raise Killed
+
+        return weights(compress(str(tiny_language_model), rows_for("multiple-choice"), output, QUESTIONS, report=note))
+
+    with pytest.raises(Killed):
+        run(tmp_path / "stopped", last)
+    told.clear()
+    again = run(tmp_path / "stopped")
+    tuned_again = any(note.startswith("tuning adapters") for note in told)
+
+    assert again == run(tmp_path / "whole")
+    assert tuned_again == last.startswith("tuning adapters")
+
+
+def test_a_language_model_s_calibration_depends_on_how_it_was_tuned(tiny_language_model: Path, tmp_path: Path) -> None:
+    def stages(**changes: Any) -> set[str]:
+        return stages_until_finetuning(
+            tiny_language_model, tmp_path, rows_for("multiple-choice"), **QUESTIONS.model_dump() | changes
+        )
+
+    assert "decomposing" in stages()
+    assert "decomposing" not in stages(budgets=(0.7,))
+    assert "decomposing" in stages(learning_rate=1e-4)
 
 
 def test_other_weights_in_the_same_folder_void_everything(tiny_bert: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from jactus_core import finetuning
 from jactus_core.config import CompressionConfig
-from jactus_core.encoding import encode
+from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
 from jactus_core.finetuning import finetune_cores
 from jactus_core.layers import find_targets, install_cores, matrix_of
 from jactus_core.loading import load_model
+from jactus_core.losses import IGNORED, divergence, without_labels
 from jactus_core.models import find_model
+from tests.jactus_core.architectures import architectures, rows_for
 from tests.tiny import reviews
 
 RATE, STEPS, RANK = 1e-3, 6, 4
@@ -58,3 +62,60 @@ def test_training_moves_factors_by_a_share_of_their_own_size_or_not_at_all(
             assert 0.1 * RATE < moved < FARTHEST * STEPS * RATE
         elif name.endswith(".core"):
             assert moved > 0
+
+
+def test_a_core_of_high_rank_is_moved_less(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "FULL_RATE_RANK", 8)
+    config = CompressionConfig(learning_rate=RATE, epochs=1, batch_size=8, max_length=24, warmup_epochs=1)
+    examples, _ = read_examples(reviews(8 * STEPS), config.task)
+    torch.manual_seed(0)
+    loaded = load_model(find_model(str(tiny_bert)), examples.label_names, config)
+    layers = find_targets(loaded.model, loaded.body, loaded.head).layers
+    small, large = list(layers)[:2]
+    factors = {name: unlike_factors(matrix_of(layers[name])) for name in (small, large)}
+    install_cores(loaded.model, factors.__getitem__, {small: 8, large: 32})
+    before = {name: loaded.model.get_parameter(f"{name}.core").detach().clone() for name in (small, large)}
+
+    finetune_cores(loaded.model, loaded.head, encode(examples, loaded, config), config, lambda done: None)
+
+    moved = {
+        name: float((loaded.model.get_parameter(f"{name}.core").detach() - start).abs().max())
+        for name, start in before.items()
+    }
+    assert 0 < moved[large] < FARTHEST * STEPS * RATE * 8 / 32
+    assert moved[large] < 0.5 * moved[small]
+
+
+def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> None:
+    architecture = architectures["mistral"]
+    config = CompressionConfig(
+        task=architecture.task, learning_rate=1e-2, epochs=40, adapter_share=0, batch_size=8, max_length=24
+    )
+    folder = architecture.write(tmp_path / "model")
+    examples, _ = read_examples(rows_for(config.task), config.task)
+    loaded = load_model(find_model(str(folder)), [], config)
+    targets = find_targets(loaded.model, loaded.body, loaded.head)
+    factors = {name: unlike_factors(matrix_of(layer)) for name, layer in targets.layers.items()}
+
+    def repaired(rows: Encoded) -> tuple[float, float, Tensor]:
+        """How far the compressed model is from its teacher, before and after, and a core that came of it."""
+        model = copy.deepcopy(loaded.model)
+        install_cores(model, factors.__getitem__, dict.fromkeys(targets.layers, RANK))
+        batch = without_labels(rows.batch(range(len(rows))))
+        real = batch["attention_mask"].bool()
+
+        def distance() -> float:
+            with torch.no_grad():
+                return float(divergence(model(**batch).logits[real], loaded.model(**batch).logits[real]))
+
+        before = distance()
+        finetune_cores(model, loaded.head, rows, config, lambda done: None, teacher=loaded.model)
+        return before, distance(), model.get_parameter(f"{next(iter(targets.layers))}.core").detach()
+
+    rows = encode(examples, loaded, config)
+    unlabelled = copy.copy(rows)
+    unlabelled.items = [{**item, "labels": [IGNORED] * len(item["labels"])} for item in rows.items]
+    before, after, core = repaired(rows)
+
+    assert after < 0.7 * before
+    assert torch.equal(repaired(unlabelled)[2], core)

@@ -13,12 +13,16 @@ from jactus_core.allocation import low_rank_parameters
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Bases, Factorization, Metric, factorize
 from jactus_core.layers import (
+    AdaptedLinear,
     Basis,
     CoreLinear,
+    adapter_names,
     find_targets,
     fold_cores,
+    install_adapters,
     install_cores,
     matrix_of,
+    merge_adapters,
     train_only,
 )
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
@@ -320,3 +324,37 @@ def test_only_what_is_named_is_trained_and_in_float32(model: Any) -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == trained
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_an_adapter_starts_at_nothing_and_is_merged_into_the_weight(kind: str, dtype: torch.dtype) -> None:
+    dense, x = linear(kind, dtype=dtype), some_inputs(dtype)
+    before, weight = dense(x), matrix_of(dense).float().clone()
+    adapted = AdaptedLinear(dense, RANK, torch.Generator().manual_seed(0))
+    assert torch.equal(adapted(x), before)
+
+    nn.init.normal_(adapted.up, generator=torch.Generator().manual_seed(1))
+    after = adapted(x)
+    merged = adapted.merged()
+
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(matrix_of(merged).float() - weight, adapted.up @ adapted.down, rtol=0, atol=tolerance)
+    torch.testing.assert_close(merged(x), after, rtol=tolerance, atol=tolerance)
+    assert merged is dense
+
+
+def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(model: Any) -> None:
+    layers = find_targets(model, "bert", HEAD).layers
+    structure, before = str(model), model(**INPUTS).logits
+    drawn = []
+    for seed in (0, 0, 1):
+        install_adapters(model, layers, seed)
+        assert adapter_names(model) == {f"{name}.{part}" for name in layers for part in ("up", "down")}
+        drawn.append(model.get_parameter(f"{next(iter(layers))}.down").detach().clone())
+        merge_adapters(model)
+
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert (str(model), adapter_names(model)) == (structure, frozenset())
+    assert torch.equal(model(**INPUTS).logits, before)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from jactus_core.losses import IGNORED, cross_entropy_sum, row_scores
+from jactus_core.losses import IGNORED, cross_entropy_sum, divergence, row_scores
 from tests.tiny import tiny_classifier
 
 IDS = torch.randint(5, 40, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -74,6 +74,17 @@ def test_sampled_targets_follow_the_model_s_answer_and_not_the_labels() -> None:
 
     assert float(cross_entropy_sum(logits, torch.tensor([2, 2]))) == pytest.approx(60)
     assert float(cross_entropy_sum(logits, torch.tensor([2, 2]), sampled=True)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_divergence_from_a_teacher_is_that_of_the_two_answers() -> None:
+    draws = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 5, 7, generator=draws, dtype=torch.float64)
+    p, q = theirs.softmax(-1), ours.softmax(-1)
+
+    found = divergence(ours.float().requires_grad_(), theirs.float())
+
+    torch.testing.assert_close(found.double(), (p * (p / q).log()).sum() / 5, rtol=1e-5, atol=0)
+    assert float(divergence(ours, ours + 3)) == pytest.approx(0, abs=1e-6), "answers, not logits, are compared"
 
 
 def test_losses_of_bfloat16_logits_are_taken_in_float32() -> None:
