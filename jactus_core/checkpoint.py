@@ -25,11 +25,10 @@ def deploy(model: PreTrainedModel, loaded: Loaded, ranks: Mapping[str, int | Non
     """Fold the cores of `model` and make it, in place, the class that its checkpoint will load as."""
     fold_cores(model)
     dtype = loaded.model.dtype
-    base = loaded.model.config  # training sets things in the model's own, such as use_cache
+    base = loaded.model.config
     model_class = model_class_for(base.model_type, type(model).__name__)
     model.__class__ = model_class
-    for leftover in ("forward", "_original_forward", "_weight_conversions"):  # of autocast in training, and of loading
-        model.__dict__.pop(leftover, None)
+    model.__dict__.pop("_weight_conversions", None)  # of loading
     low_rank = {name: rank for name, rank in ranks.items() if rank is not None}
     on_disk = names_on_disk(model, low_rank)
     described = {key: value for key, value in base.to_dict().items() if key != "model_type"}

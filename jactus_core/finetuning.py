@@ -150,6 +150,7 @@ def fit(
 ) -> None:
     """Train every parameter that requires a gradient for `config.epochs`; raises NonFiniteLoss naming the step."""
     set_seed(config.seed)
+    use_cache = getattr(model.config, "use_cache", None)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     steps = max(1, math.ceil(config.epochs * len(data) / config.batch_size))
@@ -184,6 +185,10 @@ def fit(
         trainer.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # the trainer switches it off
+    for leftover in ("forward", "_original_forward"):  # of autocast
+        model.__dict__.pop(leftover, None)
     model.eval()
 
 

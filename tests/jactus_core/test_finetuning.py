@@ -16,8 +16,8 @@ from jactus_core.config import CompressionConfig
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
-from jactus_core.finetuning import finetune_cores
-from jactus_core.layers import find_targets, install_cores, matrix_of
+from jactus_core.finetuning import finetune_cores, tune_adapters
+from jactus_core.layers import find_targets, install_adapters, install_cores, matrix_of
 from jactus_core.loading import load_model
 from jactus_core.losses import IGNORED, divergence, without_labels
 from jactus_core.models import find_model
@@ -119,3 +119,17 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
 
     assert after < 0.7 * before
     assert torch.equal(repaired(unlabelled)[2], core)
+
+
+def test_training_leaves_a_model_s_forward_and_its_configuration_as_they_were(tmp_path: Path) -> None:
+    architecture = architectures["mistral"]
+    config = CompressionConfig(task=architecture.task, epochs=1, max_length=24, dtype="bfloat16")
+    examples, _ = read_examples(rows_for(config.task), config.task)
+    loaded = load_model(find_model(str(architecture.write(tmp_path / "model"))), [], config)
+    described = loaded.model.config.to_dict()
+    install_adapters(loaded.model, find_targets(loaded.model, loaded.body, loaded.head).layers, seed=0)
+
+    tune_adapters(loaded.model, encode(examples, loaded, config), config, lambda done: None)
+
+    assert loaded.model.config.to_dict() == described
+    assert "forward" not in vars(loaded.model)
