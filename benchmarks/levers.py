@@ -12,14 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from benchmarks.trial import Trial
 from jactus_core.factorization import Metric
 from jactus_core.finetuning import finetune_cores
 from jactus_core.layers import fold_cores, multiplied, train_only
-from jactus_core.losses import cross_entropy_sum, without_labels
+from jactus_core.losses import cross_entropy_sum, divergence, without_labels
 from jactus_core.modeling_jactus import LowRankLinear
 
 TEMPERATURE = 2.0
@@ -67,10 +66,9 @@ def _with_teacher(forward: Callable[..., Any], teacher: PreTrainedModel, share: 
     def forward_and_compare(**batch: Any) -> Any:
         output = forward(**batch)
         with torch.no_grad():
-            answers = (teacher(**without_labels(batch)).logits / TEMPERATURE).log_softmax(-1)
-        ours = (output.logits / TEMPERATURE).log_softmax(-1)
-        divergence = functional.kl_div(ours, answers, log_target=True, reduction="batchmean") * TEMPERATURE**2
-        output.loss = (1 - share) * output.loss + share * divergence
+            wanted = teacher(**without_labels(batch)).logits
+        apart = divergence(output.logits / TEMPERATURE, wanted / TEMPERATURE) * TEMPERATURE**2
+        output.loss = (1 - share) * output.loss + share * apart
         return output
 
     return forward_and_compare

@@ -62,8 +62,7 @@ class Trial:
         }
         if self.loaded.head_is_new:
             warm_up_head(self.loaded, self.train, self.config, lambda done: None)
-        self._last_factors: tuple[dict[str, Any], Factors] | None = None
-        self._last_adapted: tuple[dict[str, Any], tuple[PreTrainedModel, Factors]] | None = None
+        self._last_prepared: tuple[dict[str, Any], tuple[PreTrainedModel, Factors]] | None = None
         self._statistics: dict[tuple[str, int], dict[str, LayerStatistics]] = {}
 
     @property
@@ -107,37 +106,36 @@ class Trial:
 
         The budget pays for layers in interpolative form, or for their `two_factors`.
         """
-        if model is not None:
-            factors, spectra = self.factorize(model, statistics or self.statistics(config), config)
-        elif config.adapter_epochs:
-            model, (factors, spectra) = self._adapted(config)
+        if model is None:
+            model, (factors, spectra) = self._prepared(config)
         else:
-            factors, spectra = self._factors(config)
+            factors, spectra = self.factorize(model, statistics or self.statistics(config), config)
         if two_factors:
             spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}
-        model = copy.deepcopy(model or self.loaded.model)
+        model = copy.deepcopy(model)
         uniform = config.allocation == "uniform"
         ranks = allocate(spectra, config.budgets[0], multiple=config.rank_multiple, uniform=uniform).ranks
         install_cores(model, factors.__getitem__, ranks, config.core_basis)
         return model, ranks
 
-    def _factors(self, config: CompressionConfig) -> Factors:
-        """Of the dense model; the last ones are kept, as several budgets and methods ask for the same in a row."""
-        key = config.model_dump(exclude=AFTER_DECOMPOSITION)
-        if self._last_factors is None or self._last_factors[0] != key:
-            self._last_factors = key, self.factorize(self.loaded.model, self.statistics(config), config)
-        return self._last_factors[1]
+    def _prepared(self, config: CompressionConfig) -> tuple[PreTrainedModel, Factors]:
+        """The dense model, a language model tuned by adapters, and its factors.
 
-    def _adapted(self, config: CompressionConfig) -> tuple[PreTrainedModel, Factors]:
-        """The dense model tuned by adapters, and its factors; kept as above."""
-        key = config.model_dump(exclude=AFTER_DECOMPOSITION - ADAPTATION)
-        if self._last_adapted is None or self._last_adapted[0] != key:
-            model = copy.deepcopy(self.loaded.model)
-            install_adapters(model, self.targets.layers, config.seed)
-            tune_adapters(model, self.train, config, lambda done: None)
-            merge_adapters(model)
-            self._last_adapted = key, (model, self.factorize(model, self.calibrate(model, config), config))
-        return self._last_adapted[1]
+        The last ones are kept, as several budgets and methods ask for the same in a row.
+        """
+        key = config.model_dump(exclude=AFTER_DECOMPOSITION - (ADAPTATION if config.adapter_epochs else set()))
+        if self._last_prepared is None or self._last_prepared[0] != key:
+            model = self.loaded.model
+            if config.adapter_epochs:
+                model = copy.deepcopy(model)
+                install_adapters(model, self.targets.layers, config.seed)
+                tune_adapters(model, self.train, config, lambda done: None)
+                merge_adapters(model)
+                statistics = self.calibrate(model, config)
+            else:
+                statistics = self.statistics(config)
+            self._last_prepared = key, (model, self.factorize(model, statistics, config))
+        return self._last_prepared[1]
 
     def factorize(
         self, model: PreTrainedModel, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
@@ -153,7 +151,7 @@ class Trial:
 
     def tuned(self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
         """A model with cores after finetuning, as deployed."""
-        teacher = self._adapted(config)[0] if config.adapter_epochs else None
+        teacher = self._prepared(config)[0] if config.adapter_epochs else None
         finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, teacher=teacher)
         return deploy(model, self.loaded, ranks)
 
