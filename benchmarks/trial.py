@@ -93,7 +93,7 @@ class Trial:
     def calibrate(self, model: PreTrainedModel, config: CompressionConfig) -> dict[str, LayerStatistics]:
         transformers.set_seed(config.seed)
         layers = self.targets_of(model).layers
-        return calibrate(model, layers, self.groups, self.batches(config), config.fisher == "sampled")
+        return calibrate(model, layers, self.groups, self.batches(config), config.draws_labels)
 
     def compressed(
         self,

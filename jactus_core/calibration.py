@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.losses import cross_entropy_sum, without_labels
+from jactus_core.losses import cross_entropy_sum, drawn_labels, without_labels
 from jactus_core.modeling_jactus import matrix_shape
 from jactus_core.subspaces import exact
 
@@ -189,7 +189,8 @@ def calibrate(
             recorder.mask = None if mask is None else mask.bool()
             before = processes.rank + (number - 1) * processes.count  # batches, over all processes
             recorder.probe = before * len(batch["labels"]) < PROBED_ROWS
-            loss = cross_entropy_sum(model(**without_labels(batch)).logits, batch["labels"], sampled_labels)
+            logits = model(**without_labels(batch)).logits
+            loss = cross_entropy_sum(logits, drawn_labels(logits, batch) if sampled_labels else batch["labels"])
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(f"The loss of calibration batch {number} is {loss.item()}.")
             if loss.requires_grad:  # not when every layer of this pass stayed silent

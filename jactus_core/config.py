@@ -63,8 +63,10 @@ class Hyperparameters(BaseModel):
     )
 
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
-    fisher: Literal["empirical", "sampled"] = Field(
-        default="empirical", description="Gradients at the true labels, or at labels drawn from the model's answer."
+    fisher: Literal["auto", "empirical", "sampled"] = Field(
+        default="auto",
+        description="empirical: gradients at the true labels; sampled: at labels drawn from the model's own answers, "
+        "of a language model at every token; auto: sampled for language models, empirical for classifiers.",
     )
     shrinkage: Literal["ledoit-wolf", "oas"] | Intensity = Field(
         default="ledoit-wolf", description="How far a covariance moves towards the scaled identity, or 0 to 1."
@@ -127,6 +129,11 @@ class CompressionConfig(Hyperparameters):
     def adapter_epochs(self) -> float:
         """Epochs before the calibration; a classifier's head is warmed up instead."""
         return 0.0 if TASKS[self.task].is_classification else self.epochs * self.adapter_share
+
+    @property
+    def draws_labels(self) -> bool:
+        """Whether it is calibrated at labels drawn from the model's own answers."""
+        return self.fisher == "sampled" or (self.fisher == "auto" and not TASKS[self.task].is_classification)
 
     @property
     def core_epochs(self) -> float:

@@ -157,8 +157,7 @@ def decompose(
         processes.wait()
         if statistics is None:
             transformers.set_seed(config.seed)  # sampled labels are the same in every pass
-            sampled = config.fisher == "sampled"
-            statistics = calibrate(model, targets.layers, these, moving(), sampled, processes)
+            statistics = calibrate(model, targets.layers, these, moving(), config.draws_labels, processes)
             if processes.is_first:
                 done.keep_statistics(these, statistics)
         clock.enter("decomposing")

@@ -29,18 +29,27 @@ def aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits[:, :-1], labels[:, 1:]
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor, sampled: bool = False) -> Tensor:
-    """Cross-entropy (scalar, nats, float32) summed over every label that counts.
-
-    With `sampled` the targets are drawn from the model's own answer instead, so that the gradients' second moment
-    estimates the Fisher information rather than its empirical stand-in (Kunstner, Balles and Hennig, 2019).
-    """
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (scalar, nats, float32) summed over every label that counts."""
     logits, labels = aligned(logits, labels)
     counted = labels != IGNORED
-    answers, targets = logits[counted].float(), labels[counted]
-    if sampled and answers.isfinite().all():  # else the loss itself tells, where drawing would fail
-        targets = torch.multinomial(answers.detach().softmax(-1), 1).squeeze(1)
-    return functional.cross_entropy(answers, targets, reduction="sum")
+    return functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum")
+
+
+def drawn_labels(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Labels like those of a batch, drawn from the model's own answers to it, of a language model at every token.
+
+    The second moment of their gradients estimates the Fisher information, which is the curvature of `divergence` at
+    the model itself, rather than its empirical stand-in (Kunstner, Balles and Hennig, 2019).
+    """
+    labels: Tensor = batch["labels"]
+    answers = logits.detach().float().softmax(-1)
+    if not answers.isfinite().all():
+        return labels  # their loss tells, where drawing would fail
+    drawn = torch.multinomial(answers.flatten(0, -2), 1).view(answers.shape[:-1])
+    if labels.dim() == 1:
+        return drawn
+    return drawn.roll(1, dims=1).masked_fill(~batch["attention_mask"].bool(), IGNORED)
 
 
 def divergence(logits: Tensor, wanted: Tensor) -> Tensor:

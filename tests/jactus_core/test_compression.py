@@ -291,6 +291,17 @@ def test_a_language_model_is_tuned_before_it_is_calibrated(tiny_language_model: 
     assert notes.count("tuning adapters, 100%") == 1
 
 
+def test_a_language_model_is_calibrated_by_its_own_answers(tiny_language_model: Path, tmp_path: Path) -> None:
+    def calibrated(fisher: str) -> list[bytes]:
+        output = tmp_path / fisher
+        return weights(
+            compress(str(tiny_language_model), rows_for("multiple-choice"), output, QUESTIONS, fisher=fisher)
+        )
+
+    assert calibrated("auto") == calibrated("sampled") != calibrated("empirical")
+    assert not CompressionConfig(task="text-classification").draws_labels
+
+
 @pytest.mark.parametrize("last", ["tuning adapters, 50%", "tuning adapters, 100%", "covariances", "budget 0.6"])
 def test_a_language_model_s_tuning_is_kept(last: str, tiny_language_model: Path, tmp_path: Path) -> None:
     told: list[str] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from jactus_core.losses import IGNORED, cross_entropy_sum, divergence, row_scores
+from jactus_core.losses import IGNORED, cross_entropy_sum, divergence, drawn_labels, row_scores
 from tests.tiny import tiny_classifier
 
 IDS = torch.randint(5, 40, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -72,8 +72,25 @@ def test_a_perfect_answer_is_counted_right(labels: Tensor) -> None:
 def test_sampled_targets_follow_the_model_s_answer_and_not_the_labels() -> None:
     logits = torch.tensor([[0.0, 30, 0], [30, 0, 0]])  # certain of classes that the labels do not name
 
-    assert float(cross_entropy_sum(logits, torch.tensor([2, 2]))) == pytest.approx(60)
-    assert float(cross_entropy_sum(logits, torch.tensor([2, 2]), sampled=True)) == pytest.approx(0, abs=1e-6)
+    assert drawn_labels(logits, {"labels": torch.tensor([2, 2])}).tolist() == [1, 0]
+
+
+def test_a_language_model_s_labels_are_drawn_for_every_real_token() -> None:
+    answers = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    logits = torch.nn.functional.one_hot(answers, 10).float() * 1000
+
+    drawn = drawn_labels(logits, {"labels": torch.full((2, 4), IGNORED), "attention_mask": mask})
+
+    assert drawn[:, 1:].tolist() == [[3, 1, 4], [5, 9, IGNORED]]
+    assert float(cross_entropy_sum(logits, drawn)) == 0, "aligned as given labels are"
+
+
+def test_answers_that_are_not_finite_keep_their_labels() -> None:
+    labels = torch.tensor([2, 0])
+    logits = torch.tensor([[0.0, 1, 2], [float("nan"), 0, 0]])
+
+    assert drawn_labels(logits, {"labels": labels}) is labels
 
 
 def test_the_divergence_from_a_teacher_is_that_of_the_two_answers() -> None:
