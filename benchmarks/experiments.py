@@ -38,7 +38,7 @@ CHOICE: Mapping[str, Any] = {
     "task": "multiple-choice",
     **SMOLLM2,
     "rows": 640,
-    "settings": {"max_length": 64, "batch_size": 16, "epochs": 1, "calibration_samples": 256, "dtype": "bfloat16"},
+    "settings": {"max_length": 64, "batch_size": 16, "epochs": 1, "dtype": "bfloat16"},
     "scored_rows": (150, 300),
     "seeds": 1,
 }

@@ -47,7 +47,9 @@ class Method:
     needs_head: bool = False
 
     def run(self, trial: Trial, budget: float, rate: float) -> PreTrainedModel:
-        return self.train(trial, budget, rate, self.settings)
+        """The model as deployed, all of it in the type of the dense model's weights."""
+        model = self.train(trial, budget, rate, self.settings)
+        return model.to(trial.loaded.model.dtype)  # type: ignore[arg-type]  # the wrapped method's types lose `self`
 
 
 def untouched(trial: Trial, budget: float, rate: float, settings: Settings) -> PreTrainedModel:

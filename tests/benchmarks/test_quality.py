@@ -25,7 +25,7 @@ TINY = Experiment(
     rows=32,
     folder="bert",
     file="reviews",
-    settings={"batch_size": 16, "epochs": 1, "calibration_samples": 16, "rank_multiple": 1},
+    settings={"batch_size": 16, "epochs": 1, "calibration_samples": 16, "rank_multiple": 1, "dtype": "bfloat16"},
     seeds=2,
 )
 
