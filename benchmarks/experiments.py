@@ -87,7 +87,7 @@ SMALL: Mapping[str, Experiment] = {
         file="image/mnist_subset.zip",
         rows=1600,
         scored_rows=(600, 1000),
-        settings=IMAGE_SETTINGS,
+        settings={**IMAGE_SETTINGS, "epochs": 1},
     ),
     "clip-cifar10": Experiment(
         "image-classification",

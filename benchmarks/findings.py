@@ -82,8 +82,12 @@ def mean(experiments: Sequence[str], column: Column) -> float:
 
 
 def best(experiments: Sequence[str], columns: Sequence[Column]) -> Column:
-    """The column with the highest mean over these experiments."""
-    return max(columns, key=lambda column: mean(experiments, column))
+    """The column with the highest mean over these experiments; a hopeless one, left out of some, is not the best."""
+    return max((column for column in columns if is_everywhere(experiments, column)), key=lambda c: mean(experiments, c))
+
+
+def is_everywhere(experiments: Sequence[str], column: Column) -> bool:
+    return all(scores(name, column) for name in experiments)
 
 
 def difference(experiments: Sequence[str], ours: Column, theirs: Column) -> Difference:

@@ -195,6 +195,7 @@ def points() -> Points:
             if column.method in STYLES and any(findings.is_complete(name, column) for name in names)
         ]
         whole = [name for name in names if all(findings.is_complete(name, column) for column in columns)]
+        columns = [column for column in columns if findings.is_everywhere(whole, column)]
         methods = dict.fromkeys(column.method for column in columns)
         if whole and len(methods) > 1:
             drawn[modality] = {

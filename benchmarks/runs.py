@@ -15,7 +15,10 @@ from jactus_core.tasks import TASKS
 FOLDER = RESULTS / "quality"
 FIRST_SEED = 0
 HOPELESS = 0.05
-"""A way to compress and then tune that is this far behind the best one on dev, with the first seed, is not repeated."""
+"""A way to compress and then tune that is this far behind the best one on dev, with the first seed, is not repeated.
+
+Neither with other seeds nor on the experiments that take its learning rates from this one.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,16 @@ def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
 
 
 def is_hopeless(run: Run) -> bool:
-    """Whether it is a further seed of a way to compress and then tune that trails far behind another."""
+    """Whether it repeats a way to compress and then tune that trails far behind another."""
     rivals = [name for name in METHODS if "+" in name]
-    if run.seed == FIRST_SEED or run.method not in rivals:
+    judged = EXPERIMENTS[run.experiment].rates_of or run.experiment
+    if (run.experiment, run.seed) == (judged, FIRST_SEED) or run.method not in rivals:
         return False
     scores = {}
     for name in rivals:
-        rate = chosen_rate(run.experiment, name)
+        rate = chosen_rate(judged, name)
         if rate is not None:
-            scores[name] = Run(run.experiment, name, run.budget, rate, FIRST_SEED).dev_score()
+            scores[name] = Run(judged, name, run.budget, rate, FIRST_SEED).dev_score()
     known = {name: score for name, score in scores.items() if score is not None}
     return run.method in known and known[run.method] < max(known.values()) - HOPELESS
 

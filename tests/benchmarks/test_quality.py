@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.quality import run_experiments
 from benchmarks.runs import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, tuning_runs
 from tests.tiny import reviews, write_tiny_bert
 
+RIVALS = ("svd-llm+lora", "svd-llm+cores")
 TINY = Experiment(
     "text-classification",
     model="",
@@ -104,13 +106,15 @@ def test_without_a_rate_nothing_is_guessed() -> None:
         final_runs("tiny", "svd+lora", seed=0)
 
 
-def test_a_rival_that_trails_far_behind_is_not_repeated() -> None:
-    for name, dev in (("svd-llm+lora", 0.8), ("svd-llm+cores", 0.8 - HOPELESS - 0.01)):
+def test_a_rival_that_trails_far_behind_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "like tiny", replace(TINY, rates_of="tiny", seeds=1))
+    for name, dev in zip(RIVALS, (0.8, 0.8 - HOPELESS - 0.01), strict=True):
         for rate, loss in ((3e-4, 0.1), (1e-3, 0.0), (3e-3, 0.1)):
             for budget in METHODS[name].budgets:
                 pretend(Run("tiny", name, budget, rate, 0), dev - loss, dev)
 
-    assert [run.method for run in missing("tiny", ["svd-llm+lora", "svd-llm+cores"], seed=1)] == ["svd-llm+lora"] * 3
+    for repeated in missing("tiny", RIVALS, seed=1), missing("like tiny", RIVALS, seed=0):
+        assert [run.method for run in repeated] == ["svd-llm+lora"] * 3
     assert not any(is_hopeless(run) for run in final_runs("tiny", "svd-llm+cores", seed=0))
 
 
@@ -129,6 +133,14 @@ def test_differences_are_paired_by_seed_and_every_experiment_counts_the_same(mon
     assert found.mean == pytest.approx((0.1 - 0.3) / 2)
     assert found.error == pytest.approx(0.2)
     assert findings.best(["a", "b"], [Column("jactus", 0.8), Column("lora", 1.0)]) == Column("lora", 1.0)
+
+
+def test_what_is_left_out_somewhere_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {("a", "svd+lora"): {0: 0.9}, ("b", "svd+lora"): {}, ("a", "lora"): {0: 0.5}, ("b", "lora"): {0: 0.5}}
+    monkeypatch.setattr(findings, "scores", lambda name, column: values[name, column.method])
+
+    assert findings.best(["a", "b"], [Column("svd+lora", 0.8), Column("lora", 1.0)]) == Column("lora", 1.0)
+    assert findings.best(["a"], [Column("svd+lora", 0.8), Column("lora", 1.0)]) == Column("svd+lora", 0.8)
 
 
 def committed() -> list[tuple[Path, dict[str, Any]]]:
