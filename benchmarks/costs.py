@@ -119,20 +119,21 @@ def preparation(trial: Trial, repeats: int) -> dict[str, list[float]]:
 def svd_llm(layers: Mapping[str, nn.Module], model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Whitening and truncation as in SVD-LLM (Wang et al. 2025): per layer Xᵀ X, its Cholesky factor, one full SVD."""
     sums: dict[str, torch.Tensor] = {}
+    mask: torch.Tensor | None = None
 
-    def record(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def record(name: str, x: torch.Tensor) -> None:
         rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:2] else x[mask]
         sums[name] = sums.get(name, 0) + rows.float().T @ rows.float()
 
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
+        for name, layer in layers.items()
+    ]
     for batch in batches:
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        handles = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0], mask))  # noqa: B023
-            for name, layer in layers.items()
-        ]
         model(**without_labels(batch))
-        for handle in handles:
-            handle.remove()
+    for handle in handles:
+        handle.remove()
     found = {}
     for name, layer in layers.items():
         gram = sums[name].double()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.experiment import Experiment, Row
-from benchmarks.paper import PAPER
+from benchmarks.paper import PAPER, lettered
 
 MINILM: Mapping[str, Any] = {"model": "sentence-transformers/all-MiniLM-L6-v2", "folder": "minilm"}
 VIT_S: Mapping[str, Any] = {"model": "facebook/dinov2-small", "folder": "vit-s"}
@@ -21,18 +21,12 @@ def _boolq(row: Row) -> Row:
     return {"question": row["question"], "choices": ["true", "false"], "answer": int(not row["answer"])}
 
 
-def _arc(row: Row) -> Row:
-    choices = row["choices"]
-    return {
-        "question": row.get("question") or row["question_stem"],
-        "choices": choices["text"],
-        "answer": choices["label"].index(row["answerKey"]),
-    }
-
-
-TEXT_SETTINGS: Mapping[str, Any] = {"max_length": 64, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"}
 IMAGE_SETTINGS: Mapping[str, Any] = {"image_size": 98, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"}
-TEXT: Mapping[str, Any] = {"task": "text-classification", **MINILM}
+TEXT: Mapping[str, Any] = {
+    "task": "text-classification",
+    **MINILM,
+    "settings": {"max_length": 64, "batch_size": 32, "epochs": 2, "dtype": "bfloat16"},
+}
 IMAGE: Mapping[str, Any] = {"task": "image-classification", **VIT_S}
 CHOICE: Mapping[str, Any] = {
     "task": "multiple-choice",
@@ -49,21 +43,18 @@ SMALL: Mapping[str, Experiment] = {
         data="SetFit/sst2",
         file="text/sst2",
         rows=2400,
-        settings=TEXT_SETTINGS,
     ),
     "banking77": Experiment(
         **TEXT,
         data="mteb/banking77",
         file="text/banking77",
         rows=3200,
-        settings=TEXT_SETTINGS,
     ),
     "emotion": Experiment(
         **TEXT,
         data="cardiffnlp/tweet_eval:emotion",
         file="text/tweet_emotion",
         rows=2400,
-        settings=TEXT_SETTINGS,
     ),
     "cifar10": Experiment(
         **IMAGE,
@@ -105,13 +96,13 @@ SMALL: Mapping[str, Experiment] = {
             "dtype": "bfloat16",
         },
     ),
-    "arc-easy": Experiment(**CHOICE, data="allenai/ai2_arc:ARC-Easy", from_hub=_arc, file="choice/arc_easy"),
+    "arc-easy": Experiment(**CHOICE, data="allenai/ai2_arc:ARC-Easy", from_hub=lettered, file="choice/arc_easy"),
     "boolq": Experiment(**CHOICE, data="google/boolq", from_hub=_boolq, file="choice/boolq", rates_of="arc-easy"),
     "commonsense-qa": Experiment(
-        **CHOICE, data="tau/commonsense_qa", from_hub=_arc, file="choice/commonsense_qa", rates_of="arc-easy"
+        **CHOICE, data="tau/commonsense_qa", from_hub=lettered, file="choice/commonsense_qa", rates_of="arc-easy"
     ),
     "openbookqa": Experiment(
-        **CHOICE, data="allenai/openbookqa:main", from_hub=_arc, file="choice/openbookqa", rates_of="arc-easy"
+        **CHOICE, data="allenai/openbookqa:main", from_hub=lettered, file="choice/openbookqa", rates_of="arc-easy"
     ),
     "gsm8k-text": Experiment(
         **{**CHOICE, "task": "text-generation", "scored_rows": (100, 300)},

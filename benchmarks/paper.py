@@ -96,11 +96,20 @@ def winogrande(row: Row) -> Row:
     return instructed(ask, "option", [row["option1"], row["option2"]], int(row["answer"]) - 1)
 
 
+def lettered(row: Row) -> Row:
+    """A question of ARC, CommonsenseQA or OpenBookQA, whose answer is the letter of a choice."""
+    choices = row["choices"]
+    return {
+        "question": row.get("question") or row["question_stem"],
+        "choices": choices["text"],
+        "answer": choices["label"].index(row["answerKey"]),
+    }
+
+
 def multiple_choice(row: Row) -> Row:
-    """ARC and OpenBookQA."""
-    ask = f"Please choose the correct answer to the question: {row.get('question') or row['question_stem']}"
-    labels, texts = row["choices"]["label"], row["choices"]["text"]
-    return instructed(ask, "answer", texts, labels.index(row["answerKey"]))
+    found = lettered(row)
+    ask = f"Please choose the correct answer to the question: {found['question']}"
+    return instructed(ask, "answer", found["choices"], found["answer"])
 
 
 def math_problem(row: Row) -> Row:
