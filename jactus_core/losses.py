@@ -64,9 +64,10 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
 def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per row: summed cross-entropy (nats), how many labels count, and how many of these are predicted right."""
     logits, labels = aligned(logits, labels)
-    losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )  # (batch, positions), zero where the label does not count
     counted = labels != IGNORED
-    correct = (logits.argmax(-1) == labels) & counted
+    answers, targets = logits[counted].float(), labels[counted]  # few positions of many, where a prompt goes before
+    losses = answers.new_zeros(labels.shape)
+    losses[counted] = functional.cross_entropy(answers, targets, reduction="none")
+    correct = counted.clone()
+    correct[counted] = answers.argmax(-1) == targets
     return losses.sum(1), counted.sum(1), correct.sum(1)
