@@ -6,12 +6,11 @@ None of them is part of the method; the table that `benchmarks.ablation` fills s
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.trial import Trial
@@ -54,24 +53,16 @@ def taught(trial: Trial, share: float, tuned: bool) -> PreTrainedModel:
     if tuned:
         teacher, _ = trial.compressed(trial.config.model_copy(update={"budgets": (1.0,)}))
         finetune_cores(teacher, trial.loaded.head, trial.train, trial.config, lambda done: None)
-    student, ranks = trial.compressed(trial.config)
-    student.forward = _with_teacher(student.forward, teacher.eval(), share)
-    return trial.tuned(trial.config, student, ranks)
+    teacher.eval()
 
-
-def _with_teacher(forward: Callable[..., Any], teacher: PreTrainedModel, share: float) -> Callable[..., Any]:
-    """`forward`, whose loss also asks for the teacher's answers."""
-
-    @functools.wraps(forward)
-    def forward_and_compare(**batch: Any) -> Any:
-        output = forward(**batch)
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        answers = model(**without_labels(batch)).logits
         with torch.no_grad():
             wanted = teacher(**without_labels(batch)).logits
-        apart = divergence(output.logits / TEMPERATURE, wanted / TEMPERATURE) * TEMPERATURE**2
-        output.loss = (1 - share) * output.loss + share * apart
-        return output
+        apart = divergence(answers / TEMPERATURE, wanted / TEMPERATURE) * TEMPERATURE**2
+        return (1 - share) * cross_entropy_sum(answers, batch["labels"]) / len(answers) + share * apart
 
-    return forward_and_compare
+    return trial.tuned(trial.config, *trial.compressed(trial.config), loss)
 
 
 def reallocated(trial: Trial, first_budget: float, share: float, recalibrated: bool) -> PreTrainedModel:

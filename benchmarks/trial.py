@@ -25,7 +25,7 @@ from jactus_core.decomposition import factorized
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
-from jactus_core.finetuning import finetune_cores, tune_adapters, warm_up_head
+from jactus_core.finetuning import Loss, answers_of, finetune_cores, tune_adapters, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_adapters, install_cores, merge_adapters
 from jactus_core.loading import Loaded, load_model
 from jactus_core.models import find_model
@@ -149,10 +149,13 @@ class Trial:
         factors = {name: factors for name, _, factors in found}
         return factors, {name: layer.spectrum(factors[name].singular) for name, layer, _ in found}
 
-    def tuned(self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
-        """A model with cores after finetuning, as deployed."""
-        teacher = self._prepared(config)[0] if config.adapter_epochs else None
-        finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, teacher=teacher)
+    def tuned(
+        self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks, loss: Loss | None = None
+    ) -> PreTrainedModel:
+        """A model with cores after finetuning, as deployed; by default with the loss of the method."""
+        if loss is None and config.adapter_epochs:
+            loss = answers_of(self._prepared(config)[0])
+        finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, loss=loss)
         return deploy(model, self.loaded, ranks)
 
     def scores(self, model: PreTrainedModel, rows: Encoded) -> Metrics:

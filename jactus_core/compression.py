@@ -27,7 +27,7 @@ from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
 from jactus_core.examples import Examples, read_examples, split
 from jactus_core.files import WORK_FOLDER, sha256_of, write_json
-from jactus_core.finetuning import finetune_cores, tune_adapters, warm_up_head
+from jactus_core.finetuning import answers_of, finetune_cores, tune_adapters, warm_up_head
 from jactus_core.layers import (
     Targets,
     adapter_names,
@@ -345,8 +345,8 @@ class _Run:
         candidate = copy.deepcopy(self.loaded.model)
         install_cores(candidate, factors.factors, ranks, self.config.core_basis)
         show = self._part("finetuning", number, parts, note)
-        teacher = self.loaded.model if self.config.adapter_epochs else None
-        finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, teacher)
+        loss = answers_of(self.loaded.model) if self.config.adapter_epochs else None
+        finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, loss)
         deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")
         show = self._part("evaluating", number + 1, 1 + parts, note)

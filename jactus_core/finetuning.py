@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
@@ -28,7 +28,10 @@ from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import CoreLinear, adapter_names, train_only
 from jactus_core.loading import Loaded
-from jactus_core.losses import divergence, without_labels
+from jactus_core.losses import cross_entropy_sum, divergence, without_labels
+
+Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""Of a model on a batch: scalar, a mean over what counts."""
 
 HEAD_RATE = 1e-2
 HEAD_BATCH = 64
@@ -129,15 +132,26 @@ def finetune_cores(
     config: CompressionConfig,
     report: Callable[[float], None],
     processes: Processes = ALONE,
-    teacher: PreTrainedModel | None = None,
+    loss: Loss | None = None,
 ) -> None:
-    """Train what `config.trained` says of a model with cores installed, and the head.
+    """Train what `config.trained` says of a model with cores installed, and the head; by the labels if not by a `loss`.
 
-    A `teacher` is a language model whose answers at every token are wanted instead of the labels. Raises NonFiniteLoss
-    naming the step.
+    Raises NonFiniteLoss naming the step.
     """
     train_only(model, head | _trained_names(model, config.trained))
-    fit(model, data, config.model_copy(update={"epochs": config.core_epochs}), report, processes, teacher)
+    fit(model, data, config.model_copy(update={"epochs": config.core_epochs}), report, processes, loss)
+
+
+def answers_of(teacher: PreTrainedModel) -> Loss:
+    """The loss by which a language model comes to answer like its teacher at every token; no label is read."""
+
+    def apart(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        real, inputs = batch["attention_mask"].bool(), without_labels(batch)
+        with torch.no_grad():
+            wanted = teacher(**inputs).logits[real]
+        return divergence(model(**inputs).logits[real], wanted)
+
+    return apart
 
 
 def fit(
@@ -146,7 +160,7 @@ def fit(
     config: CompressionConfig,
     report: Callable[[float], None],
     processes: Processes = ALONE,
-    teacher: PreTrainedModel | None = None,
+    loss: Loss | None = None,
 ) -> None:
     """Train every parameter that requires a gradient for `config.epochs`; raises NonFiniteLoss naming the step."""
     set_seed(config.seed)
@@ -173,7 +187,7 @@ def fit(
             remove_unused_columns=False,
         )
         trainer = _Trainer(
-            teacher,
+            loss,
             model=model,
             args=arguments,
             train_dataset=data,
@@ -236,19 +250,21 @@ def _relative_rate(layer: CoreLinear, part: str) -> float:
 
 
 class _Trainer(Trainer):
-    """Asks for a teacher's answers where there is one."""
+    """Takes a loss of the caller's, or the cross-entropy of the labels, of which no more logits are kept than count."""
 
-    def __init__(self, teacher: PreTrainedModel | None, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.teacher = teacher
+    def __init__(self, loss: Loss | None, **arguments: Any) -> None:
+        super().__init__(compute_loss_func=_mean_cross_entropy, **arguments)
+        self.loss = loss
 
     def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        if self.teacher is None:
+        if self.loss is None:
             return super().compute_loss(model, inputs, *arguments, **options)
-        real, batch = inputs["attention_mask"].bool(), without_labels(inputs)
-        with torch.no_grad():
-            wanted = self.teacher(**batch).logits[real]
-        return divergence(model(**batch).logits[real], wanted)
+        return self.loss(model, inputs)
+
+
+def _mean_cross_entropy(output: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+    """Over the labels that count in the batches of all processes."""
+    return cross_entropy_sum(output.logits, labels) / num_items_in_batch
 
 
 class _Watch(TrainerCallback):

@@ -16,7 +16,7 @@ from jactus_core.config import CompressionConfig
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
-from jactus_core.finetuning import finetune_cores, tune_adapters
+from jactus_core.finetuning import answers_of, finetune_cores, tune_adapters
 from jactus_core.layers import find_targets, install_adapters, install_cores, matrix_of
 from jactus_core.loading import load_model
 from jactus_core.losses import IGNORED, divergence, without_labels
@@ -109,7 +109,7 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
                 return float(divergence(model(**batch).logits[real], loaded.model(**batch).logits[real]))
 
         before = distance()
-        finetune_cores(model, loaded.head, rows, config, lambda done: None, teacher=loaded.model)
+        finetune_cores(model, loaded.head, rows, config, lambda done: None, loss=answers_of(loaded.model))
         return before, distance(), model.get_parameter(f"{next(iter(targets.layers))}.core").detach()
 
     rows = encode(examples, loaded, config)
@@ -119,6 +119,26 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
 
     assert after < 0.7 * before
     assert torch.equal(repaired(unlabelled)[2], core)
+
+
+@pytest.mark.parametrize("name", ["mistral", "vit"])
+def test_the_loss_of_training_is_the_model_s_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = architectures[name]
+    folder = architecture.write(tmp_path / "model")
+    examples, _ = read_examples(rows_for(architecture.task), architecture.task)
+    config = CompressionConfig(task=architecture.task, epochs=1, batch_size=len(examples), max_length=24)
+    loaded = load_model(find_model(str(folder)), examples.label_names, config)
+    rows = encode(examples, loaded, config)
+    logged: list[float] = []
+    monkeypatch.setattr(
+        finetuning._Watch, "on_log", lambda self, *state, logs, **options: logged.append(logs.get("loss"))
+    )
+
+    with torch.no_grad():
+        own = float(loaded.model(**rows.batch(range(len(rows)))).loss)
+    finetuning.fit(loaded.model, rows, config, lambda done: None)
+
+    assert logged[0] == pytest.approx(own, rel=1e-4)
 
 
 def test_training_leaves_a_model_s_forward_and_its_configuration_as_they_were(tmp_path: Path) -> None:
