@@ -1,28 +1,29 @@
 """Every switch of the method, and levers beyond it, one at a time against the defaults: quality on dev.
 
-    python -m benchmarks.ablation [--models FOLDER] [--data FOLDER] [--sets sst2 emotion dtd10] [--seeds 0 1 2]
+    python -m benchmarks.ablation [--models FOLDER] [--data FOLDER] [--sets sst2 dtd10 gsm8k-text] [--seeds 0 1 2]
 
 Takes experiments of `benchmarks/experiments.py`, shortened. Without folders, models and data come from the hub. Adds to
-what earlier runs found, and fills the table in docs/method.md.
+what earlier runs found, and fills the tables in docs/method.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.findings import cell
 from benchmarks.levers import LEVERS
-from benchmarks.recording import METHOD_PAGE, fill, keep, kept
+from benchmarks.recording import METHOD_PAGE, fill, keep, kept, markdown
 from benchmarks.trial import Trial
 from jactus_core.config import CompressionConfig
 
@@ -57,11 +58,19 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "trained: core+norms": {"trained": "core+norms"},
     "trained: factors": {"trained": "factors"},
 }
-DENSE = "dense, head tuned"
-SETS = ("sst2", "emotion", "dtd10")
-ROWS = {"text-classification": 1280, "image-classification": 480}
+Variant = Mapping[str, Any] | Callable[[Trial], PreTrainedModel]
+"""Settings to change, or a lever."""
+ON_CLASSIFIERS: Mapping[str, Variant] = {"dense, head tuned": lambda trial: trial.loaded.model, **VARIANTS, **LEVERS}
+ON_LANGUAGE: Mapping[str, Variant] = {
+    "dense, untouched": lambda trial: trial.loaded.model,
+    FINEST: {},
+    **{name: VARIANTS[name] for name in ("weighting: input", "weighting: none", "allocation: uniform")},
+    "fisher: empirical": {"fisher": "empirical"},
+    **{f"adapter share: {share:g}": {"adapter_share": share} for share in (0, 0.5, 0.9)},
+}
+SETS = {"sst2": ON_CLASSIFIERS, "emotion": ON_CLASSIFIERS, "dtd10": ON_CLASSIFIERS, "gsm8k-text": ON_LANGUAGE}
+ROWS = {"text-classification": 1280, "image-classification": 480, "text-generation": 480}
 SHORT = {"epochs": 1, "batch_size": 16, "rank_multiple": 1, "dtype": "float32"}
-MEASURED = (DENSE, *VARIANTS, *LEVERS)
 
 
 def main() -> None:
@@ -70,30 +79,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=MEASURED, default=MEASURED, metavar="NAME")
+    known = {**ON_CLASSIFIERS, **ON_LANGUAGE}
+    parser.add_argument("--variants", nargs="+", choices=known, default=list(known), metavar="NAME")
     parser.add_argument("--budget", type=float, default=0.5)
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     same = kept("ablation", "settings") == SHORT and kept("ablation", "rows") == ROWS
-    found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "accuracy") if same else {}
+    found: dict[str, dict[str, dict[str, float]]] = kept("ablation", "scores") if same else {}
     for seed in options.seeds:
         for name in options.sets:
             trial = Trial(short(EXPERIMENTS[name], options.budget), seed, options.models, options.data)
-            for variant in options.variants:
-                accuracy = measure(trial, variant)
-                found.setdefault(name, {}).setdefault(variant, {})[str(seed)] = accuracy
-                print(f"{name:<8} seed {seed}  {accuracy:6.1%}  {variant}", flush=True)
-            keep("ablation", {"budget": options.budget, "accuracy": found, "rows": ROWS, "settings": SHORT})
-    fill(METHOD_PAGE, "ablation", f"{caption(found, options.budget)}\n\n{table(found)}")
+            for variant in (variant for variant in options.variants if variant in SETS[name]):
+                score = measure(trial, SETS[name][variant])
+                found.setdefault(name, {}).setdefault(variant, {})[str(seed)] = score
+                print(f"{name:<10} seed {seed}  {score:8.4f}  {variant}", flush=True)
+            keep("ablation", {"budget": options.budget, "scores": found, "rows": ROWS, "settings": SHORT})
+    parts = [{name: found[name] for name in found if SETS[name] is of} for of in (ON_CLASSIFIERS, ON_LANGUAGE)]
+    tables = [table(part) for part in parts if part]
+    fill(METHOD_PAGE, "ablation", "\n\n".join([caption(found, options.budget), *tables]))
 
 
-def measure(trial: Trial, variant: str) -> float:
-    """The accuracy that a variant reaches, or the dense model with its head tuned."""
-    if variant == DENSE:
-        return trial.dev_score(trial.loaded.model)
-    if variant in LEVERS:
-        return trial.dev_score(LEVERS[variant](trial))
-    config = CompressionConfig.model_validate(trial.config.model_dump() | dict(VARIANTS[variant]))
+def measure(trial: Trial, variant: Variant) -> float:
+    """What it reaches on dev."""
+    if callable(variant):
+        return trial.dev_score(variant(trial))
+    config = CompressionConfig.model_validate(trial.config.model_dump() | dict(variant))
     return trial.dev_score(trial.tuned(config, *trial.compressed(config)))
 
 
@@ -104,27 +114,24 @@ def short(experiment: Experiment, budget: float) -> Experiment:
     return replace(experiment, rows=rows, scored_rows=(600, 1), settings=settings)
 
 
-def caption(found: Mapping[str, Mapping[str, Mapping[str, float]]], budget: float) -> str:
-    seeds = ", ".join(f"{name} {len(variants['defaults'])}" for name, variants in found.items())
+Found = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Scores by set, variant and seed."""
+
+
+def caption(found: Found, budget: float) -> str:
+    seeds = ", ".join(f"{name} {len(variants[FINEST])}" for name, variants in found.items())
     return (
-        f"Accuracy in percent on dev at a budget of {budget:g} after one short epoch, mean and standard\n"
-        f"deviation over seeds (seeds: {seeds}). All rows below `{FINEST}` change one thing of that row.\n"
-        "`benchmarks/results/ablation.json` has every run."
+        f"Accuracy in percent, or a language model's perplexity, on dev at a budget of {budget:g} after one short\n"
+        f"epoch, mean and standard deviation over seeds (seeds: {seeds}). All rows below `{FINEST}`\n"
+        "change one thing of that row. `benchmarks/results/ablation.json` has every run."
     )
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Mean accuracy over seeds, and its standard deviation, of each variant on each set."""
-    sets = list(found)
-    lines = [f"| variant | {' | '.join(sets)} |", f"| --- |{' --- |' * len(sets)}"]
-    for variant in MEASURED:
-        cells = []
-        for name in sets:
-            values = list(found[name].get(variant, {}).values())
-            spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{100 * statistics.mean(values):.1f}{spread}" if values else "")
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def table(found: Found) -> str:
+    """The score of each variant on sets that have the same ones."""
+    variants = SETS[next(iter(found))]
+    rows = [[variant, *(cell(name, found[name].get(variant, {})) for name in found)] for variant in variants]
+    return markdown(["variant", *found], rows)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,15 @@ def metric_of(experiment: str) -> str:
     return TASKS[EXPERIMENTS[experiment].task].metric
 
 
+def cell(experiment: str, values: Mapping[Any, float]) -> str:
+    """Mean ± standard deviation over seeds of the experiment's metric, accuracies in percent; empty for none."""
+    scale, digits = (100, 1) if metric_of(experiment) == "accuracy" else (1, 2)
+    if not values:
+        return ""
+    spread = f" ± {scale * statistics.stdev(values.values()):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values.values()):.{digits}f}{spread}"
+
+
 def complete(columns: Sequence[Column]) -> list[str]:
     """Experiments with an accuracy for which every column is complete."""
     accurate = (name for name in SMALL if metric_of(name) == "accuracy")

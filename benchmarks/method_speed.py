@@ -24,7 +24,17 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from benchmarks.recording import METHOD_PAGE, fill, interleaved, keep, peak_resident, ratio, read_summary, summarize
+from benchmarks.recording import (
+    METHOD_PAGE,
+    fill,
+    interleaved,
+    keep,
+    markdown,
+    peak_resident,
+    ratio,
+    read_summary,
+    summarize,
+)
 from cli.docstrings import build_dataset
 from jactus_core.allocation import affordable_rank, allocate
 from jactus_core.calibration import calibrate, covariance_bytes, find_readers, plan_passes
@@ -136,12 +146,8 @@ def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, dict[st
     metric = f"covariances held under a bound, {DEEP} / {SHALLOW} blocks"
     summarize("calibration_memory_growth", metric, value, "<= 1.2", value <= 1.2, COMMAND)
     rows = [row for row in read_summary() if row["command"] == COMMAND]
-    lines = [f"| {r['metric']} | {r['id']} | {r['value']:.2f} | {r['bound']} | {YES_NO[r['holds']]} |" for r in rows]
-    fill(
-        METHOD_PAGE,
-        "speed",
-        "\n".join(["| what | id | ratio | bound | holds |", "| --- | --- | --- | --- | --- |", *lines]),
-    )
+    cells = ([r["metric"], r["id"], f"{r['value']:.2f}", r["bound"], YES_NO[r["holds"]]] for r in rows)
+    fill(METHOD_PAGE, "speed", markdown(["what", "id", "ratio", "bound", "holds"], cells))
 
 
 def load(name: str) -> tuple[Loaded, Encoded]:

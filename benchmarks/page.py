@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmarks import findings
 from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS
-from benchmarks.recording import DOCS, fill, read_summary, summarize
+from benchmarks.recording import DOCS, fill, markdown, read_summary, summarize
 from benchmarks.runs import chosen_rate, tuning_runs
 from jactus_core.tasks import TaskName
 
@@ -105,7 +105,7 @@ def shown() -> dict[str, list[str]]:
 
 def goals_table() -> str:
     rows = [row for row in read_summary() if str(row["command"]).startswith(GOALS)]
-    return _table(
+    return markdown(
         ["goal", "value", "bound", "holds", "what"],
         (
             [f"`{r['id']}`", f"{r['value']:.2f}", r["bound"], "yes" if r["holds"] else "**no**", r["metric"]]
@@ -122,23 +122,15 @@ def scores_table(experiments: Sequence[str]) -> str:
     head = ["method", "kept", *(f"{name} ({len_of_seeds(name)})" for name in experiments)]
     rows = []
     for column in COLUMNS:
-        cells = [_cell(name, findings.scores(name, column)) for name in experiments]
+        cells = [findings.cell(name, findings.scores(name, column)) for name in experiments]
         if any(cells):
             rows.append([METHODS[column.method].title, f"{column.budget:.0%}", *cells])
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def len_of_seeds(experiment: str) -> str:
     seeds = SMALL[experiment].seeds
     return f"{seeds} seed{'s' if seeds > 1 else ''}"
-
-
-def _cell(experiment: str, values: Mapping[int, float]) -> str:
-    scale, digits = (100, 1) if findings.metric_of(experiment) == "accuracy" else (1, 2)
-    if not values:
-        return ""
-    spread = f" ± {scale * statistics.stdev(values.values()):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * statistics.mean(values.values()):.{digits}f}{spread}"
 
 
 def differences_table() -> str:
@@ -150,7 +142,7 @@ def differences_table() -> str:
         cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
         whole = f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}"
         rows.append([f"`{id}`", METHODS[against.method].title, *cells, whole])
-    return _table(["goal", "against", *experiments, "mean ± error"], rows)
+    return markdown(["goal", "against", *experiments, "mean ± error"], rows)
 
 
 def _points(values: Sequence[float]) -> str:
@@ -165,18 +157,13 @@ def rates_table() -> str:
     tuned = [name for name, experiment in SMALL.items() if experiment.rates_of is None]
     names = [name for name, method in METHODS.items() if method.rate is not None and method.rate_of is None]
     rows = [[METHODS[name].title, *(_grid(experiment, name) for experiment in tuned)] for name in names]
-    return _table(["method", *tuned], rows)
+    return markdown(["method", *tuned], rows)
 
 
 def _grid(experiment: str, name: str) -> str:
     chosen = chosen_rate(experiment, name)
     rates = [run.rate for run in tuning_runs(experiment, name)]
     return " ".join(f"**{rate:g}**" if rate == chosen else f"{rate:g}" for rate in rates) if chosen else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 Points = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import METHOD_PAGE, fill, keep, kept
+from benchmarks.recording import METHOD_PAGE, fill, keep, kept, markdown
 from jactus_core import CompressionConfig, CompressionResult, compress
 from jactus_core.progress import Stage
 from jactus_core.sources import open_source
@@ -98,17 +98,14 @@ def _say(stage: Stage, done: float, note: str) -> None:
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The task's own metric and the whole model's parameters, dense and at each budget."""
-    lines = [
-        f"| model | task | metric | dense | {' | '.join(f'budget {budget:g}' for budget in BUDGETS)} |",
-        f"| --- | --- | --- | --- |{' --- |' * len(BUDGETS)}",
-    ]
+    rows = []
     for name in (name for name in CASES if name in found):
         case = found[name]
         points = [(case["dense_metrics"], case["dense_size"])]
         points += [(point["metrics"], point["size"]) for point in case["budgets"]]
         cells = [f"{scores[case['metric']]:.3f} at {size['parameters'] / 1e6:.1f} M" for scores, size in points]
-        lines.append(f"| {name} | {case['task']} | {case['metric']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, case["task"], case["metric"], *cells])
+    return markdown(["model", "task", "metric", "dense", *(f"budget {budget:g}" for budget in BUDGETS)], rows)
 
 
 if __name__ == "__main__":

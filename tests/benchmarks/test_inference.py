@@ -25,7 +25,7 @@ def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: p
         (tmp_path / "reviews" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews()))
     monkeypatch.setattr(inference, "BUDGETS", (0.6,))
     monkeypatch.setattr(inference, "MULTIPLES", (1, 8))
-    settings = {**TINY.settings, "warmup_epochs": 1}
+    settings = {**TINY.settings, "warmup_epochs": 1, "dtype": "float32"}
     trial = Trial(replace(TINY, settings=settings), 0, tmp_path, tmp_path)
 
     models = inference.write_models(trial, tmp_path / "models")
