@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,9 +42,10 @@ def announce(services: Services, sha256: str | None = None) -> Upload:
 
 def send(services: Services, upload: Upload, number: int, content: bytes | None = None) -> None:
     content = content if content is not None else CONTENT[(number - 1) * PART : number * PART]
-    file = services.settings.data_dir / f"sent-{number}-{hash(content)}"
-    file.write_bytes(content)
-    uploads.keep_part(services, upload, number, file, hashlib.sha256(content).hexdigest())
+    with tempfile.NamedTemporaryFile() as file:  # each sender has its own, as a request has
+        file.write(content)
+        file.flush()
+        uploads.keep_part(services, upload, number, Path(file.name), hashlib.sha256(content).hexdigest())
 
 
 def assemble(services: Services, upload: Upload) -> bytes:
