@@ -89,10 +89,11 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.sets:
             trial = Trial(short(EXPERIMENTS[name], options.budget), seed, options.models, options.data)
-            for variant in (variant for variant in options.variants if variant in SETS[name]):
-                score = measure(trial, SETS[name][variant])
-                found.setdefault(name, {}).setdefault(variant, {})[str(seed)] = score
-                print(f"{name:<10} seed {seed}  {score:8.4f}  {variant}", flush=True)
+            for title, variant in SETS[name].items():
+                if title in options.variants:
+                    score = measure(trial, variant)
+                    found.setdefault(name, {}).setdefault(title, {})[str(seed)] = score
+                    print(f"{name:<10} seed {seed}  {score:8.4f}  {title}", flush=True)
             keep("ablation", {"budget": options.budget, "scores": found, "rows": ROWS, "settings": SHORT})
     parts = [{name: found[name] for name in found if SETS[name] is of} for of in (ON_CLASSIFIERS, ON_LANGUAGE)]
     tables = [table(part) for part in parts if part]

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS, SMALL
-from benchmarks.methods import METHODS
 from benchmarks.runs import Run, chosen_rate, is_hopeless
 from jactus_core.tasks import TASKS
 
 ADAPTERS = ("lora", "dora", "pissa")
 """What keeps all parameters and tunes few of them."""
-RIVALS = tuple(name for name in METHODS if "+" in name)
-"""Ways to compress and then tune."""
 OURS = "jactus"
 
 

@@ -165,3 +165,5 @@ METHODS: dict[str, Method] = {
         ("cores", "cores", peer_with_cores),
     )
 }
+RIVALS = tuple(name for name in METHODS if "+" in name)
+"""Ways to compress and then tune."""

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import findings
 from benchmarks.experiments import SMALL
-from benchmarks.findings import ADAPTERS, OURS, RIVALS, Column, best, complete, difference
-from benchmarks.methods import BUDGETS, METHODS
+from benchmarks.findings import ADAPTERS, OURS, Column, best, complete, difference
+from benchmarks.methods import BUDGETS, METHODS, RIVALS
 from benchmarks.recording import DOCS, fill, markdown, read_summary, summarize
 from benchmarks.runs import chosen_rate, tuning_runs
 from jactus_core.tasks import TaskName

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.methods import METHODS, RATES, TUNED_AT, Method
+from benchmarks.methods import METHODS, RATES, RIVALS, TUNED_AT, Method
 from benchmarks.recording import RESULTS, read_result
 from jactus_core.tasks import TASKS
 
@@ -101,12 +101,11 @@ def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
 
 def is_hopeless(run: Run) -> bool:
     """Whether it repeats a way to compress and then tune that trails far behind another."""
-    rivals = [name for name in METHODS if "+" in name]
     judged = EXPERIMENTS[run.experiment].rates_of or run.experiment
-    if (run.experiment, run.seed) == (judged, FIRST_SEED) or run.method not in rivals:
+    if (run.experiment, run.seed) == (judged, FIRST_SEED) or run.method not in RIVALS:
         return False
     scores = {}
-    for name in rivals:
+    for name in RIVALS:
         rate = chosen_rate(judged, name)
         if rate is not None:
             scores[name] = Run(judged, name, run.budget, rate, FIRST_SEED).dev_score()

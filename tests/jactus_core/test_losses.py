@@ -72,7 +72,11 @@ def test_a_perfect_answer_is_counted_right(labels: Tensor) -> None:
 def test_sampled_targets_follow_the_model_s_answer_and_not_the_labels() -> None:
     logits = torch.tensor([[0.0, 30, 0], [30, 0, 0]])  # certain of classes that the labels do not name
 
-    assert drawn_labels(logits, {"labels": torch.tensor([2, 2])}).tolist() == [1, 0]
+    drawn = drawn_labels(logits, {"labels": torch.tensor([2, 2])})
+
+    assert drawn.tolist() == [1, 0]
+    assert float(cross_entropy_sum(logits, torch.tensor([2, 2]))) == pytest.approx(60)
+    assert float(cross_entropy_sum(logits, drawn)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_language_model_s_labels_are_drawn_for_every_real_token() -> None:
