@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from cli.client import Client
+from cli.client import Client, Job
 from cli.docstrings import build_dataset
 from cli.embedded import EmbeddedService
 from jactus_core.config import Hyperparameters
@@ -49,7 +49,7 @@ def run_demo(settings: Settings, folder: Path) -> None:
         request = schemas.JobCreate(model=MODEL, dataset=dataset.id, budgets=BUDGETS, hyperparameters=HYPERPARAMETERS)
         job = client.create_job(request)
         console.print(f"[bold]3[/]  Job {job.id}: keep {' and '.join(f'{b:.0%}' for b in BUDGETS)} of {MODEL}.")
-        job = _follow(client, job, console)
+        job = _follow(job, console)
         if job.result is None:
             reason = job.error.message if job.error else f"the job is {job.status.value}"
             raise SystemExit(f"The job did not succeed: {reason} See {settings.data_dir / 'logs' / 'worker.log'}.")
@@ -76,25 +76,25 @@ def _provide_model(target: Path) -> None:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("1_Pooling", "*.md", "modules.json"))
 
 
-def _follow(client: Client, job: schemas.Job, console: Console) -> schemas.Job:
+def _follow(job: Job, console: Console) -> Job:
     """One bar per stage, filled as the events come."""
     columns = (TextColumn("     {task.description:<12}"), BarColumn(16), TaskProgressColumn())
     with Progress(*columns, TextColumn("[dim]{task.fields[note]:.36}"), console=console) as progress:
         bars = {stage: progress.add_task(stage, total=1.0, start=False, note="") for stage in STAGES}
-        for event in client.events(job.id):
+        for event in job.events():
             if event.type != "progress":
                 continue
             bar = bars[event.data.stage]
             progress.start_task(bar)
             progress.update(bar, completed=event.data.fraction, note=event.data.note)
-    return client.job(job.id)
+    return job.refresh()
 
 
-def _download(client: Client, job: schemas.Job, folder: Path, console: Console) -> list[Path]:
+def _download(client: Client, job: Job, folder: Path, console: Console) -> list[Path]:
     total = sum(artifact.bytes for artifact in client.artifacts(job.id))
     with Progress(TextColumn("     downloading "), BarColumn(30), TaskProgressColumn(), console=console) as progress:
         bar = progress.add_task("downloading", total=total)
-        return client.download(job.id, folder, lambda size: progress.advance(bar, size))
+        return job.download(folder, lambda size: progress.advance(bar, size))
 
 
 def _classify(folder: Path) -> list[str]:

@@ -147,7 +147,7 @@ def waiting_job(settings: Settings, tmp_path: Path) -> str:
 def test_a_follower_outlives_a_restart_of_the_api(
     settings: Settings, waiting_job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.client.RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("cli.client.connection.PAUSE_SECONDS", 0.05)
     with serving(settings) as (_, port):
         client = Client(f"http://127.0.0.1:{port}", API_KEY)
         events = client.events(waiting_job)

@@ -17,8 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from cli import client as cli_client
-from cli.client import ApiError, Client, CorruptDownload, UploadInterrupted
+from cli.client import ApiError, Client, CorruptDownload, UploadInterrupted, asynchronous, connection
 from jobs import schemas
 from jobs.settings import Settings
 from jobs.states import Status
@@ -38,7 +37,7 @@ def talking_to(answer: Answer) -> Iterator[Client]:
         def do_GET(self) -> None:
             answer(self)
 
-        do_POST = do_PUT = do_GET  # noqa: N815
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -101,7 +100,8 @@ def test_a_refusal_carries_its_code_and_param() -> None:
             assert (caught.value.status, caught.value.code, caught.value.param) == (404, "job_not_found", "id")
 
 
-def test_an_answer_of_something_else_is_an_api_error_too() -> None:
+def test_an_answer_of_something_else_is_an_api_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
     with talking_to(lambda handler: send(handler, b"<h1>Bad Gateway</h1>", 502, "text/html")) as client:
         with pytest.raises(ApiError, match="Bad Gateway") as caught:
             client.job("job_1")
@@ -109,7 +109,7 @@ def test_an_answer_of_something_else_is_an_api_error_too() -> None:
 
 
 def test_events_survive_a_dropped_connection_without_loss_or_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_client, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
     statuses = ["queued", "running", "failed", "queued", "cancelled"]  # it is retried after its end
     asked: list[str | None] = []
 
@@ -167,19 +167,23 @@ def test_a_log_is_text_whatever_bytes_it_holds() -> None:
         assert client.log("job_1", 1) == "caf\ufffd\n"
 
 
+class Enough(Exception):
+    """Ends what would go on for ever."""
+
+
 def test_events_wait_for_a_server_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = 0
+    failed: list[int] = []
 
-    def count(_: float) -> None:
-        nonlocal refused
-        refused += 1
-        if refused == 3:
-            raise KeyboardInterrupt
+    def pause(attempt: int) -> float:
+        failed.append(attempt)
+        if attempt == 3:
+            raise Enough
+        return 0.0
 
-    monkeypatch.setattr("cli.client.time.sleep", count)
-    with Client("http://127.0.0.1:1", "key") as client, pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(asynchronous, "pause", pause)
+    with Client("http://127.0.0.1:1", "key") as client, pytest.raises(Enough):
         list(client.events("job_1"))
-    assert refused == 3
+    assert failed == [1, 2, 3]
 
 
 class Uploads:
@@ -246,7 +250,7 @@ DATASET = schemas.Dataset(
 def test_a_large_file_is_sent_in_parts_over_connections_that_break(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_client, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
     file = tmp_path / "reviews.csv"
     file.write_bytes(b"0123456789")
     service = Uploads(dropping=2)
@@ -262,10 +266,10 @@ def test_a_large_file_is_sent_in_parts_over_connections_that_break(
 def test_an_interrupted_upload_goes_on_with_what_has_not_arrived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_client, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
     file = tmp_path / "reviews.csv"
     file.write_bytes(b"0123456789")
-    service = Uploads(dropping=cli_client.ATTEMPTS_PER_PART)
+    service = Uploads(dropping=connection.ATTEMPTS)
     with talking_to(service) as client:
         with pytest.raises(UploadInterrupted, match="upload_1") as caught:
             client.upload_file(file)
@@ -331,7 +335,7 @@ def test_a_job_is_estimated_made_once_cancelled_retried_and_deleted(real: Client
 def test_jobs_are_all_listed_or_those_that_are_asked_for(
     real: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_client, "PAGE", 2)
+    monkeypatch.setattr(connection, "PAGE", 2)
     request = a_job(real, tmp_path)
     made = [real.create_job(request).id for _ in range(4)]
     ours = real.create_job(request.model_copy(update={"metadata": {"project": "films", "week": "7"}})).id
@@ -344,7 +348,7 @@ def test_jobs_are_all_listed_or_those_that_are_asked_for(
     assert list(real.jobs(model="another")) == []
 
 
-@pytest.mark.parametrize("large_bytes", [cli_client.LARGE_BYTES, 2**15])
+@pytest.mark.parametrize("large_bytes", [asynchronous.LARGE_BYTES, 2**15])
 def test_a_model_is_uploaded_at_once_or_in_parts(
     real: Client, tiny_bert: Path, tmp_path: Path, large_bytes: int
 ) -> None:
