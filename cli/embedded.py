@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 
 import redis
@@ -19,12 +17,12 @@ from pydantic import SecretStr
 
 import migrations
 from api.app import create_app
+from cli.profile import SECRETS, write_private
 from jobs.keys import new_key
 from jobs.settings import Settings
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
-SECRETS = "secrets.json"
 
 
 class StartError(Exception):
@@ -81,7 +79,7 @@ class EmbeddedService:
         folder = self.settings.data_dir / "valkey"
         folder.mkdir(exist_ok=True)
         lines = [f"port {port}", "bind 127.0.0.1", f"requirepass {password}", f'dir "{folder}"', "appendonly yes"]
-        _write_private(folder / "valkey.conf", "\n".join(lines) + "\n")
+        write_private(folder / "valkey.conf", "\n".join(lines) + "\n")
         broker_url = f"redis://:{password}@127.0.0.1:{port}/0"
         self.settings = self.settings.model_copy(update={"broker_url": broker_url})
         self._tether("valkey", [str(get_binary_path()), str(folder / "valkey.conf")])
@@ -155,13 +153,7 @@ def with_secrets(settings: Settings) -> Settings:
     """Secrets that are not set are made once and kept beside the data, readable by the owner only."""
     file = settings.data_dir / SECRETS
     if not file.exists():
-        _write_private(file, json.dumps({"secret_key": secrets.token_hex(32), "api_key": new_key()}))
+        write_private(file, json.dumps({"secret_key": secrets.token_hex(32), "api_key": new_key()}))
     kept = json.loads(file.read_text())
     missing = {name: SecretStr(kept[name]) for name in kept if not getattr(settings, name).get_secret_value()}
     return settings.model_copy(update=missing)
-
-
-def _write_private(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
-        handle.write(text)

@@ -2,56 +2,94 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import keys
-from cli.embedded import EmbeddedService, StartError
-from jobs import logs
-from jobs.settings import Settings
+from cli import datasets, doctor, jobs, keys, local, login, models, secrets
+from cli.commands import Mistake, ending
+from jactus_core import __version__
+
+HERE, THERE, OPERATING = "On this machine", "At a service", "Running a service"
+EPILOG = (
+    "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no answer from the service; 4 the job ended without "
+    "success; 130 interrupted."
+)
 
 app = typer.Typer(
-    help="Compress transformers and tune them for a task, as a service.", no_args_is_help=True, add_completion=False
+    help="Compress transformers and tune them for a task in one go: here, or at a service.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(keys.app, name="keys")
+
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    HERE: (local.compress, local.inspect, local.evaluate, local.export),
+    THERE: (login.login, login.logout, jobs.estimate, jobs.download),
+    OPERATING: (doctor.doctor,),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for name, group in {"jobs": jobs, "datasets": datasets, "models": models, "secrets": secrets}.items():
+    app.add_typer(group.app, name=name, rich_help_panel=THERE)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jactus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What holds before any command."""
+
 
 Port = Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one. Default: JACTUS_PORT or 8000.")]
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATING)
 def serve(port: Port = None) -> None:
     """Run the whole service here, with no server installed, until Ctrl-C.
 
     Data, logs and secrets live in JACTUS_DATA_DIR (default: .jactus in this folder). With JACTUS_DATABASE_URL,
-    JACTUS_BROKER_URL and JACTUS_STORAGE_URL set, the same command uses PostgreSQL, Redis and S3 instead.
+    JACTUS_BROKER_URL and JACTUS_STORAGE_URL set, the same command uses PostgreSQL, Redis and S3 instead. Other commands
+    called in this folder find the service by themselves.
     """
-    settings = Settings() if port is None else Settings(port=port)
-    logs.set_up(settings)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        with EmbeddedService(settings) as service:
-            _introduce(service)
-            stop.wait()
-            typer.echo("\nStopping.")
-    except StartError as error:
-        typer.secho(str(error), fg=typer.colors.RED, err=True)
-        raise typer.Exit(1) from error
+    with ending(as_json=False):
+        _require_service()
+        from cli.serving import serve as run
+
+        run(port)
 
 
-def _introduce(service: EmbeddedService) -> None:
-    typer.echo(f"URL      {service.url}")
-    typer.echo(f"API key  {service.api_key}")
-    typer.echo(f"Try      curl -H 'Authorization: Bearer {service.api_key}' {service.url}/v1/jobs")
-    typer.echo(f"\nDocumentation at {service.url}/docs; data in {service.settings.data_dir}; stop with Ctrl-C.")
+@app.command(rich_help_panel=OPERATING)
+def worker() -> None:
+    """Run a worker for the service of the settings, until SIGTERM; its jobs then go on elsewhere.
+
+    Wants JACTUS_DATABASE_URL, JACTUS_BROKER_URL and JACTUS_STORAGE_URL. JACTUS_WORKER_CLASSES says which jobs it takes
+    (cpu, gpu, gpu-large), JACTUS_WORKER_SLOTS how many at a time.
+    """
+    with ending(as_json=False):
+        _require_service()
+        os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - signals go to the worker itself
 
 
-@app.command()
+app.add_typer(keys.app, name="keys", rich_help_panel=OPERATING)
+
+
+@app.command(rich_help_panel=OPERATING)
 def demo(
     folder: Annotated[Path | None, typer.Option(help="Where the checkpoints go. Default: data_dir/demo.")] = None,
 ) -> None:
@@ -60,10 +98,18 @@ def demo(
     Starts the service, uploads the docstrings of Python's own standard library, compresses MiniLM to 80 % and 50 % of
     its linear layers, downloads the checkpoints and tries one.
     """
-    from cli.demo import run_demo
+    with ending(as_json=False):
+        _require_service()
+        from cli.demo import run_demo
+        from jobs.settings import Settings
 
-    settings = Settings(port=0)
-    run_demo(settings, folder or settings.data_dir / "demo")
+        settings = Settings(port=0)
+        run_demo(settings, folder or settings.data_dir / "demo")
+
+
+def _require_service() -> None:
+    if find_spec("fastapi") is None:
+        raise Mistake("This needs the service: pip install 'jactus-core[service]'.")
 
 
 if __name__ == "__main__":

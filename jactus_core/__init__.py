@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jactus_core.estimation import Estimate, estimate
     from jactus_core.export import export
     from jactus_core.models import find_model
+    from jactus_core.scoring import score
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "estimate",
     "export",
     "find_model",
+    "score",
 ]
 _HOMES = {
     "CompressionConfig": "config",
@@ -41,6 +43,7 @@ _HOMES = {
     "estimate": "estimation",
     "export": "export",
     "find_model": "models",
+    "score": "scoring",
 }
 
 

@@ -36,7 +36,7 @@ from jactus_core.layers import (
     install_cores,
     merge_adapters,
 )
-from jactus_core.loading import load_model
+from jactus_core.loading import device_of, load_model
 from jactus_core.models import ModelReference, find_model
 from jactus_core.plots import plot_frontier, plot_ranks
 from jactus_core.progress import Report, Stage, StageClock, silent
@@ -160,7 +160,7 @@ class _Run:
         self.task = TASKS[config.task]
         self.clock = StageClock()
         self.work = WorkFolder(output / WORK_FOLDER)
-        device = _device(config.device)
+        device = device_of(config.device)
         self.processes = Processes.join(device)
         self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
@@ -422,14 +422,6 @@ def _origin(reference: ModelReference) -> dict[str, Any]:
     files = sorted(Path(reference.location).glob("*.safetensors")) if reference.revision is None else []
     hashes = {file.name: sha256_of(file) for file in files}
     return {"name": reference.name, "revision": reference.revision, "type": reference.model_type, "sha256": hashes}
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def _versions(device: torch.device) -> dict[str, str]:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -44,6 +45,13 @@ def _reserved_positions(model: nn.Module) -> int:
     embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
     indices = [module.padding_idx for module in embeddings if isinstance(module, nn.Embedding)]
     return max((index + 1 for index in indices if index is not None), default=0)
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device of that name; of "auto", a GPU if there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(reference: ModelReference, label_names: list[str], config: CompressionConfig) -> Loaded:
