@@ -169,12 +169,14 @@ class Client:
             raise
 
     def _iterate(self, items: AsyncGenerator[Result]) -> Iterator[Result]:
-        try:
-            while True:
-                try:
-                    item = self._wait(items.__anext__)
-                except StopAsyncIteration:
-                    return
+        """One after the other; a caller who takes no more ends the request."""
+        while True:
+            try:
+                item = self._wait(items.__anext__)
+            except StopAsyncIteration:
+                return
+            try:
                 yield item
-        finally:
-            self._wait(items.aclose)
+            except BaseException:
+                self._wait(items.aclose)
+                raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,23 @@ def test_an_interrupted_wait_ends_its_request(monkeypatch: pytest.MonkeyPatch) -
             client.job("job_1")
         assert gone.wait(10)
         monkeypatch.undo()
+
+
+def test_a_reader_who_takes_no_more_ends_the_stream() -> None:
+    gone = threading.Event()
+    said = {"number": 1, "type": "status", "data": {"status": "queued"}, "created_at": "2030-01-01T00:00:00Z"}
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        handler.wfile.write(f"id: 1\nevent: status\ndata: {json.dumps(said)}\n\n".encode())
+        handler.rfile.read(1)  # until the other side closes
+        gone.set()
+
+    with talking_to(answer) as client:
+        events = client.events("job_1")
+        assert next(events).number == 1
+        assert isinstance(events, Generator)
+        events.close()
+        assert gone.wait(10)
