@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test chaos fuzz bench bench-full test-previous lint format lock openapi settings clean
+.PHONY: help setup demo serve test chaos fuzz bench bench-full test-previous lint format lock openapi settings release-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ lock: setup ## Resolve constraints.txt anew from pyproject.toml
 
 openapi: setup ## Write docs/openapi.json
 	@$(BIN)/python -m scripts.write_openapi
+
+release-check: setup ## Build what is published, install it with each extra, use it, list the licences
+	@$(BIN)/python -m scripts.release_check
 
 settings: setup ## Write the table of settings into docs/operations.md
 	@$(BIN)/python -m scripts.write_settings

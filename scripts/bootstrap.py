@@ -39,7 +39,7 @@ def main(extras: list[str]) -> None:
 
 def _install_torch() -> None:
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    local = any(wheel for folder in _link_folders() for wheel in folder.glob(f"torch-*-{tag}-*.whl"))
+    local = any(wheel for folder in link_folders() for wheel in folder.glob(f"torch-*-{tag}-*.whl"))
     attempts = [[], ["--torch-backend", "auto"]] if local else [["--torch-backend", "auto"], []]
     for options in attempts:
         if _uv("torch", *options, check=False) == 0:
@@ -48,7 +48,7 @@ def _install_torch() -> None:
 
 
 def _uv(*arguments: str, check: bool = True) -> int:
-    links = [option for folder in _link_folders() for option in ("--find-links", str(folder))]
+    links = [option for folder in link_folders() for option in ("--find-links", str(folder))]
     command = ["-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--constraint", str(CONSTRAINTS), *links]
     return _run(*command, *arguments, check=check)
 
@@ -58,7 +58,7 @@ def _run(*arguments: str, check: bool = True) -> int:
     return subprocess.run([PYTHON, *arguments], cwd=ROOT, env=environment, check=check).returncode
 
 
-def _link_folders() -> list[Path]:
+def link_folders() -> list[Path]:
     """Local folders of wheels that pip has been told about."""
     return [Path(entry) for entry in os.environ.get("PIP_FIND_LINKS", "").split() if Path(entry).is_dir()]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli import doctor, profile
+from cli import profile
 from cli.client import Client
 from cli.commands import FAILED, INTERRUPTED, NO_ANSWER, NO_SUCCESS, WRONG_USAGE
 from cli.main import app
@@ -253,13 +253,27 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(
 def test_the_doctor_minds_what_is_missing_and_unwritable(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     missing = {"torch", "onnxscript"}
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr("cli.commands.find_spec", lambda name: None if name in missing else object())
     monkeypatch.setattr("cli.doctor.os.access", lambda *_: False)
     found = {finding["name"]: finding for finding in json.loads(terminal.run("doctor", "--json").stdout)}
     assert (found["torch"]["state"], found["onnx"]["state"]) == ("warning", "warning")
     assert "jactus-core[onnx]" in found["onnx"]["remedy"]
     assert found["data folder"]["state"] == "problem"
     assert found["service"]["state"] == "warning", "to know no service is no fault"
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [(("compress", "bert", "data.csv", "-b", "0.5"), "method"), (("serve",), "service"), (("keys", "list"), "service")],
+    ids=str,
+)
+def test_what_is_not_installed_is_named(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], extra: str
+) -> None:
+    monkeypatch.setattr("cli.commands.find_spec", lambda name: None)
+    answer = terminal.run(*words)
+    assert answer.exit_code == WRONG_USAGE
+    assert f"pip install 'jactus-core[{extra}]'" in answer.stderr
 
 
 def test_an_export_does_not_write_into_a_folder_with_something_in_it(terminal: Terminal, tiny_bert: Path) -> None:
