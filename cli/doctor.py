@@ -19,7 +19,7 @@ from rich.text import Text
 
 from cli import profile
 from cli.client import ApiError, Client, Unreachable
-from cli.commands import FAILED, Service, missing_of, remote
+from cli.commands import EXTRAS, FAILED, Service, missing_of, remote
 from cli.output import size
 from jactus_core import __version__
 
