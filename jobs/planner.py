@@ -51,6 +51,8 @@ class Answer(BaseModel):
 
 def main(folder: Path) -> None:
     channel = take_stdout()
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(requests, folder), daemon=True).start()
     from jactus_core.estimation import estimate  # imports torch
     from jactus_core.modeling_jactus import ARCHITECTURES
 
@@ -64,8 +66,6 @@ def main(folder: Path) -> None:
         reference = ModelReference(request.model, str(folder), None, request.model_type)
         return estimate(reference, request.config, classes=request.classes).as_dict()
 
-    requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(requests, folder), daemon=True).start()
     _say(channel, "null")
     while True:
         _say(channel, _answered(answer, Request.model_validate_json(requests.get())).model_dump_json())

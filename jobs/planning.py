@@ -101,7 +101,7 @@ class Planner:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings = settings
         self._storage = storage
-        self._helper = Helper(settings.planning_seconds)
+        self._helper = Helper(settings.planning_seconds, settings.planner_address)
         self._located = Memory(REMEMBERED)
         self._answers = Memory(REMEMBERED)
         self.datasets = Memory(REMEMBERED)

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     allow_private_addresses: bool = Field(default=False, description="Webhooks may use private addresses and http://.")
 
     planning_seconds: float = Field(default=30, gt=0, description="Time the API gives itself to look at a model.")
+    planner_address: str = Field(
+        default="",
+        pattern=r"^(.+:\d{1,5})?$",
+        description="host:port of `python -m jobs.planners`, which looks at models for the API; empty: the API does.",
+    )
     device_memory: dict[DeviceClass, int] = Field(
         default={"cpu": 0},
         min_length=1,

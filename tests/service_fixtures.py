@@ -42,7 +42,7 @@ def _one_helper() -> Iterator[None]:
     """Every application of the tests shares one helper process, as starting it takes seconds."""
     helper = BorrowedHelper(60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "Helper", lambda seconds: helper)
+        patch.setattr(planning, "Helper", lambda seconds, address: helper)
         yield
     Helper.close(helper)
 
