@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test chaos fuzz bench bench-full test-previous lint format lock openapi settings release-check clean
+.PHONY: help setup demo serve test chaos fuzz bench bench-full test-previous lint format lock openapi settings containers release-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ lock: setup ## Resolve constraints.txt anew from pyproject.toml
 
 openapi: setup ## Write docs/openapi.json
 	@$(BIN)/python -m scripts.write_openapi
+
+containers: setup ## Build the images and run the main job through them (buildah, podman)
+	@$(BIN)/python -m scripts.containers
 
 release-check: setup ## Build what is published, install it with each extra, use it, list the licences
 	@$(BIN)/python -m scripts.release_check

@@ -20,6 +20,7 @@ from jactus_core import __version__
 from jobs import keys as api_keys
 from jobs import tracing
 from jobs.delivering import Sender
+from jobs.health import probes_of
 from jobs.services import Services
 from jobs.settings import Settings
 from jobs.sweep import sweep
@@ -46,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         tracing.set_up(settings, "jactus-api")
         app.state.services = services = Services.open(settings)
         app.state.callers = Callers(services)
-        app.state.probes = health.probes_of(services)
+        app.state.probes = probes_of(services)
         registry.register(from_database := metrics.DatabaseCollector(services))
         await run_in_threadpool(_accept_configured_key, services)
         loops = [asyncio.create_task(loop) for loop in (_sweep_forever(services), Sender(services).run())]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.readiness import Probe, look_at
-from jobs.services import Services
+from jobs.readiness import look_at
 
 router = APIRouter(tags=["health"])
 
@@ -22,17 +21,6 @@ class Check(BaseModel):
 class Readiness(BaseModel):
     ready: bool
     checks: dict[str, Check]
-
-
-def probes_of(services: Services) -> dict[str, Probe]:
-    """One for each dependency, for the life of the process."""
-    checks = {
-        "database": services.database.check,
-        "migrations": services.database.check_revision,
-        "broker": services.queue.check,
-        "storage": services.storage.check,
-    }
-    return {name: Probe(name, check) for name, check in checks.items()}
 
 
 @router.get("/healthz")

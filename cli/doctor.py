@@ -113,7 +113,7 @@ def _settings() -> Iterator[Finding]:
     """The parts of the service that this environment describes, where they are servers."""
     if missing_of("service"):
         return
-    from api.health import probes_of
+    from jobs.health import probes_of
     from jobs.readiness import look_at
     from jobs.services import Services
     from jobs.settings import Settings
