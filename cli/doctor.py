@@ -20,7 +20,7 @@ from rich.text import Text
 from cli import profile
 from cli.client import ApiError, Client, Unreachable
 from cli.commands import EXTRAS, FAILED, Service, missing_of, remote
-from cli.output import size
+from cli.output import size, wrong
 from jactus_core import __version__
 
 HUB = "https://huggingface.co"
@@ -188,5 +188,5 @@ def _drawn(found: list[Finding]) -> Iterator[RenderableType]:
         if finding.remedy:
             drawn.add_row("", "", Text(f"→ {finding.remedy}", "dim"))
     yield drawn
-    problems = sum(finding.state == "problem" for finding in found)
-    yield "" if not problems else f"[red]{problems} {'problem' if problems == 1 else 'problems'}[/]"
+    if problems := sum(finding.state == "problem" for finding in found):
+        yield wrong(f"{problems} {'problem' if problems == 1 else 'problems'}")

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from cli.client import Job
 from cli.commands import INTERRUPTED, NO_SUCCESS, Mistake, Service, pairs, remote, values
 from cli.datasets import Columns, Task, bring
-from cli.output import ago, duration, facts, size, table
+from cli.output import ago, duration, facts, size, table, wrong
 from cli.watching import StageBars, frontier, transfer
 from jobs import schemas
 from jobs.states import FINAL, Status
@@ -291,7 +291,7 @@ def _outcome(job: schemas.Job) -> Iterator[RenderableType]:
         yield frontier(job.result)
         yield f"Fetch it: jactus download {job.id} FOLDER"
     elif job.error is not None:
-        yield f"[red]{job.error.message}[/] ({job.error.code})"
+        yield wrong(f"{job.error.message} ({job.error.code})")
     if job.status in FINAL - {Status.SUCCEEDED}:
         yield f"What it wrote: jactus jobs log {job.id}; again: jactus jobs retry {job.id}"
 
@@ -322,7 +322,7 @@ def _estimated(found: schemas.JobEstimate) -> Iterator[RenderableType]:
         right=("parameters", "size"),
     )
     for problem in found.problems:
-        yield f"[red]{problem.message}[/] ({problem.code})"
+        yield wrong(f"{problem.message} ({problem.code})")
 
 
 def _ranks(ranks: dict[str, int | None]) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.commands import Service, remote
 from cli.datasets import Task
-from cli.output import ago, facts, size, table
+from cli.output import ago, facts, size, table, wrong
 from cli.watching import transfer
 from jobs import schemas
 
@@ -76,7 +76,7 @@ def check(
     """Whether the service could compress a model, before anything is downloaded."""
     request = schemas.PreflightRequest.model_validate({"model": model, "task": task, "revision": revision})
     found = at.client.preflight(model, request.task, revision, secret)
-    at.tell(found, lambda: [_checked(found), *(f"[red]{p.message}[/] ({p.code})" for p in found.problems)])
+    at.tell(found, lambda: [_checked(found), *(wrong(f"{p.message} ({p.code})") for p in found.problems)])
     if found.problems:
         raise typer.Exit(1)
 

@@ -23,7 +23,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.people = Console(stderr=as_json, highlight=False)
+        self.people = Console(stderr=as_json, highlight=False, markup=False)
         """Where remarks and progress go: beside the results, or out of their way."""
         if not self.people.is_terminal:
             self.people.width = FOR_PIPES
@@ -66,6 +66,11 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
         if value is not None:
             drawn.add_row(Text(name, "bold"), Text(str(value)))
     return drawn
+
+
+def wrong(text: str) -> Text:
+    """What went wrong, so that it stands out."""
+    return Text(text, "red")
 
 
 def size(count: float) -> str:

@@ -26,7 +26,9 @@ class StageBars:
     def __init__(self, console: Console, budgets: int) -> None:
         self._console = console
         self._budgets = budgets
-        self._progress = Progress(*COLUMNS, TextColumn("[dim]{task.fields[note]:.48}"), console=console)
+        self._progress = Progress(
+            *COLUMNS, TextColumn("{task.fields[note]:.60}", style="dim", markup=False), console=console
+        )
         self._bars = {
             stage: self._progress.add_task(stage, total=1.0, start=False, note="", visible=stage != "publishing")
             for stage in STAGES
@@ -49,10 +51,10 @@ class StageBars:
         self._stage = stage
         done = pace.finished_fraction(stage, fraction, self._budgets)
         spent = ((at or datetime.now(UTC)) - self._began).total_seconds()
-        left = f" · about {duration(spent * (1 - done) / done)} left" if pace.ENOUGH <= done < 1 else ""
+        left = f"about {duration(spent * (1 - done) / done)} left · " if pace.ENOUGH <= done < 1 else ""
         bar = self._bars[stage]
         self._progress.start_task(bar)
-        self._progress.update(bar, completed=fraction, note=note + left, visible=True)
+        self._progress.update(bar, completed=fraction, note=left + note, visible=True)
         for other, its_bar in self._bars.items():
             if other != stage:
                 self._progress.update(its_bar, note="")

@@ -97,6 +97,7 @@ class Client:
         self._stack = ExitStack()
         self._portal = self._stack.enter_context(start_blocking_portal())
         self._client = AsyncClient(url, api_key)
+        self._stack.callback(lambda: self._portal.call(self._portal.stop, True))  # with what an interruption left
         self._stack.callback(lambda: self._portal.call(self._client.close))
 
     def __enter__(self) -> Client:

@@ -164,3 +164,20 @@ def test_a_reader_who_takes_no_more_ends_the_stream() -> None:
         assert isinstance(events, Generator)
         events.close()
         assert gone.wait(10)
+
+
+def test_closing_ends_a_request_that_nobody_waits_for_any_more() -> None:
+    """As when Ctrl-C comes between asking and waiting."""
+    asked = threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        handler.rfile.read(1)  # until the other side closes
+
+    with talking_to(answer) as client:
+        client._portal.start_task_soon(client._client.job, "job_1")
+        assert asked.wait(10)
+        closing = threading.Thread(target=client.close)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()

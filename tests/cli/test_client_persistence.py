@@ -231,3 +231,10 @@ def test_one_corrupt_file_does_not_take_the_others_with_it(tmp_path: Path) -> No
     with talking_to(answer) as client, pytest.raises(CorruptDownload, match=r"worse\.bin"):
         client.download("job_1", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["good.bin"]
+
+
+def test_events_go_on_behind_a_proxy_whose_service_starts_anew() -> None:
+    service = Flaky(503, 502, None, 204)
+    with talking_to(service) as client:
+        assert list(client.events("job_1")) == []
+    assert len(service.keys) == 4

@@ -26,6 +26,12 @@ from tests.helpers import API_KEY, QUICK, wait_for
 from tests.tiny import write_reviews
 
 NOBODY = "http://127.0.0.1:1"
+AS_IN_THE_FOREGROUND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells switch it off in the background
+from cli.main import app
+app()
+"""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,14 @@ def test_a_request_that_is_sent_twice_makes_one_job(at_home: Terminal) -> None:
     assert job.dataset == dataset
 
 
+def test_brackets_in_what_is_told_are_no_markup(at_home: Terminal) -> None:
+    file = write_reviews(at_home.folder / "reviews.jsonl", 20)
+    note = "[red]films[/] [onnx]"
+    at_home.run("jobs", "create", "tiny-bert", str(file), "--budget", "0.5", "--metadata", f"project={note}")
+    [job] = schemas.Page[schemas.Job].model_validate({"data": at_home.read("jobs", "list"), "has_more": False}).data
+    assert note in at_home.run("jobs", "show", job.id).output
+
+
 def test_a_job_without_files_has_none_to_download(at_home: Terminal, url: str) -> None:
     answer = at_home.run("download", queued(url, at_home.folder), str(at_home.folder / "out"))
     assert answer.exit_code == WRONG_USAGE
@@ -212,7 +226,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(at_home: Terminal
     job = queued(url, at_home.folder)
     environment = {**os.environ, "JACTUS_URL": url, "JACTUS_API_KEY": API_KEY, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "jobs", "watch", job],
+        [sys.executable, "-c", AS_IN_THE_FOREGROUND, "jobs", "watch", job],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -222,7 +236,10 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(at_home: Terminal
     assert process.stdout.readline().strip() == "queued"
     time.sleep(0.2)  # into the wait for the next event
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
+    try:
+        said, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == INTERRUPTED
     assert f"jactus jobs watch {job}" in said
     assert "Traceback" not in said
