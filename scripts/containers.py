@@ -31,7 +31,7 @@ RUN = (
     "--network=host",
     "--read-only",
     "--tmpfs=/tmp",
-    "--mount=type=tmpfs,destination=/var/lib/jactus,tmpfs-mode=1777",
+    "--volume=/var/lib/jactus",  # a new one, as in compose
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--no-healthcheck",  # its timer wants systemd; the checks are run below
@@ -133,12 +133,18 @@ def container(
         began = time.monotonic()
         run("podman", "stop", "--time=60", full)
         status = run("podman", "inspect", "--format={{.State.ExitCode}}", full).strip()
-        require(status in ("0", "143"), f"{full} ended with {status}\n{run('podman', 'logs', '--tail=20', full)}")
+        require(status in ("0", "143"), f"{full} ended with {status}\n{logs(full)}")
         report(f"{full} stopped in {time.monotonic() - began:.0f} s")
     finally:
         if sys.exc_info()[0] is not None:
-            report(run("podman", "logs", "--tail=30", full))
-        run("podman", "rm", "--force", full)
+            report(logs(full))
+        run("podman", "rm", "--force", "--volumes", full)
+
+
+def logs(name: str) -> str:
+    """The last of what it has said."""
+    command = ("podman", "logs", "--tail=40", name)
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
 
 
 def run_to_the_end(module: str, settings: Mapping[str, str]) -> None:
