@@ -6,7 +6,6 @@ wheels. Where the base image cannot be pulled, tag one of that name before, such
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from cli.client import Client
 from jobs import schemas
 from jobs.states import Status
 from scripts.bootstrap import link_folders
+from scripts.steps import report, require, run
 from tests.helpers import QUICK, wait_for
 from tests.servers import free_ports, postgres, seaweedfs_s3, valkey
 from tests.tiny import write_reviews, write_tiny_bert
@@ -81,7 +81,7 @@ def build(target: str) -> None:
     if CERTIFICATES.is_dir():
         options += [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"]
         options += [f"--build-arg=SSL_CERT_FILE={CERTIFICATES / 'ca-certificates.crt'}"]
-    run("buildah", "build", *options, f"--tag=jactus-{target}", "--file=docker/Dockerfile", str(ROOT))
+    run("buildah", "build", *options, f"--tag=jactus-{target}", f"--file={ROOT / 'docker' / 'Dockerfile'}", str(ROOT))
 
 
 def servers(stack: ExitStack, models: Path) -> dict[str, str]:
@@ -156,22 +156,6 @@ def is_healthy(name: str, module: str) -> bool:
     """What the image's own health check says."""
     check = ("podman", "exec", f"jactus-{name}", "python", "-m", module)
     return subprocess.run(check, capture_output=True, check=False).returncode == 0
-
-
-def run(*command: str) -> str:
-    """What the command prints; ends everything when it fails."""
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
-    require(ended.returncode == 0, f"{' '.join(command)[:300]}\n{ended.stdout[-2000:]}{ended.stderr[-4000:]}")
-    return ended.stdout
-
-
-def require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        sys.exit(f"✗ {otherwise}")
-
-
-def report(what: str) -> None:
-    print(f"✓ {what}", flush=True)  # noqa: T201 - its only output
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 from jactus_core import __version__
 from scripts.bootstrap import link_folders
+from scripts.steps import report, require, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
@@ -157,22 +157,6 @@ up, fails on one that it does not know, and writes this page.
 | --- | --- |
 {rows}
 """
-
-
-def run(*command: str, **options: Any) -> str:
-    """What the command prints; ends the check when it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    require(ended.returncode == 0, f"{' '.join(command)[:200]}\n{ended.stdout[-2000:]}{ended.stderr[-4000:]}")
-    return ended.stdout
-
-
-def require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        sys.exit(f"✗ {otherwise}")
-
-
-def report(what: str) -> None:
-    print(f"✓ {what}", flush=True)  # noqa: T201 - its only output
 
 
 if __name__ == "__main__":
