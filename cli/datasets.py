@@ -113,13 +113,13 @@ def bring(
     for role in by_role:
         if role not in roles:
             raise Mistake(f"--column {role}=…: for {wanted.name} the roles are {', '.join(roles)}.")
-    with transfer(at.people, "uploading", file.stat().st_size) as progress:
+    with transfer(at.people, "uploading", file.stat().st_size) as advance:
         return at.client.upload_dataset(
             file,
             wanted.name,
             by_role,
             upload=resume,
-            advance=lambda count: progress.advance(progress.task_ids[0], count),
+            advance=advance,
         )
 
 

@@ -55,8 +55,8 @@ def run_demo(settings: Settings, folder: Path) -> None:
             raise SystemExit(f"The job did not succeed: {reason} See {settings.data_dir / 'logs' / 'worker.log'}.")
         shutil.rmtree(folder, ignore_errors=True)
         total = sum(artifact.bytes for artifact in client.artifacts(job.id))
-        with transfer(console, "downloading", total) as progress:
-            files = job.download(folder, lambda count: progress.advance(progress.task_ids[0], count))
+        with transfer(console, "downloading", total) as advance:
+            files = job.download(folder, advance)
         console.print(f"[bold]4[/]  Downloaded {len(files)} files; every SHA-256 is right.")
 
     smallest = folder / job.result.budgets[-1].folder

@@ -11,7 +11,7 @@ import typer
 from rich.console import RenderableType
 
 from cli.client import Job
-from cli.commands import INTERRUPTED, NO_SUCCESS, Mistake, Service, pairs, remote, values
+from cli.commands import FAILED, INTERRUPTED, NO_SUCCESS, Mistake, Service, pairs, remote, values
 from cli.datasets import Columns, Task, bring
 from cli.output import ago, duration, facts, size, table, wrong
 from cli.watching import StageBars, frontier, transfer
@@ -206,7 +206,7 @@ def estimate(
     found = at.client.estimate(request)
     at.tell(found, lambda: _estimated(found))
     if not found.feasible:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @remote
@@ -222,8 +222,8 @@ def download(
     artifacts = at.client.artifacts(id)
     if not artifacts:
         raise Mistake(f"Job {id} has no files; it is {at.client.job(id).status.value}.")
-    with transfer(at.people, "downloading", sum(artifact.bytes for artifact in artifacts)) as progress:
-        files = at.client.download(id, folder, lambda count: progress.advance(progress.task_ids[0], count))
+    with transfer(at.people, "downloading", sum(artifact.bytes for artifact in artifacts)) as advance:
+        files = at.client.download(id, folder, advance)
     at.tell(
         {"folder": str(folder), "files": [str(file) for file in files]},
         lambda: f"{len(files)} files in {folder}; every SHA-256 is right.",

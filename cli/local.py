@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from cli.commands import Mistake, local, pairs, require, values
 from cli.datasets import Columns, Task
+from cli.jobs import Budgets
 from cli.output import Output, facts, size, table
 from cli.watching import StageBars, bar, frontier
 from jobs import schemas
@@ -35,10 +36,7 @@ def compress(
     out: Output,
     model: Annotated[str, typer.Argument(help="Hub id, or a folder.")],
     data: Data,
-    budgets: Annotated[
-        list[float],
-        typer.Option("--budget", "-b", help="Fraction of the linear layers to keep, such as 0.8; may be repeated."),
-    ],
+    budgets: Budgets,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the checkpoints go.")] = Path("compressed"),
     task: Task = None,
     columns: Columns = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli.commands import Service, remote
+from cli.commands import FAILED, Service, remote
 from cli.datasets import Task
 from cli.output import ago, facts, size, table, wrong
 from cli.watching import transfer
@@ -31,10 +31,8 @@ def upload(
     """Send a model of your own; its weights are never executed."""
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(shutil.make_archive(f"{scratch}/{path.name}", "zip", path)) if path.is_dir() else path
-        with transfer(at.people, "uploading", archive.stat().st_size) as progress:
-            model = at.client.upload_model(
-                archive, upload=resume, advance=lambda count: progress.advance(progress.task_ids[0], count)
-            )
+        with transfer(at.people, "uploading", archive.stat().st_size) as advance:
+            model = at.client.upload_model(archive, upload=resume, advance=advance)
     at.tell(model, lambda: _described(model))
 
 
@@ -78,7 +76,7 @@ def check(
     found = at.client.preflight(model, request.task, revision, secret)
     at.tell(found, lambda: [_checked(found), *(wrong(f"{p.message} ({p.code})") for p in found.problems)])
     if found.problems:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _checked(found: schemas.Preflight) -> Table:

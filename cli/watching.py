@@ -71,11 +71,11 @@ class StageBars:
 
 
 @contextmanager
-def transfer(console: Console, what: str, total: int) -> Iterator[Progress]:
-    """A bar for bytes; its only task is 0."""
+def transfer(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for bytes; tell it those that are there."""
     with Progress(*COLUMNS, DownloadColumn(), TransferSpeedColumn(), console=console) as progress:
-        progress.add_task(what, total=total)
-        yield progress
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 @contextmanager

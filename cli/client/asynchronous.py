@@ -14,8 +14,8 @@ import httpx2
 from pydantic import BaseModel
 
 from cli.client import transfers
-from cli.client.connection import AWAY, Connection, Shape, pause
-from cli.client.errors import ApiError
+from cli.client.connection import Connection, Shape, pause
+from cli.client.errors import Away
 from cli.client.handles import AsyncJob
 from cli.client.transfers import Advance
 from jactus_core.tasks import TaskName
@@ -111,9 +111,7 @@ class AsyncClient:
                         event = schemas.EVENT.validate_json(message.data)
                         last, failed = event.number, 0
                         yield event
-            except (httpx2.TransportError, ApiError) as error:
-                if isinstance(error, ApiError) and error.status not in AWAY:
-                    raise
+            except (httpx2.TransportError, Away):
                 failed += 1
                 await anyio.sleep(pause(failed))
 

@@ -11,7 +11,7 @@ import anyio
 import httpx2
 from pydantic import BaseModel
 
-from cli.client.errors import ApiError, Unreachable
+from cli.client.errors import ApiError, Away, Unreachable
 from jobs import schemas
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -72,7 +72,7 @@ class Connection:
 
     @asynccontextmanager
     async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
-        """An answer whose body is still to come; raises ApiError, or httpx2.TransportError at any time."""
+        """An answer whose body is still to come; raises ApiError, as Away, or httpx2.TransportError at any time."""
         async with self._http.stream("GET", path, headers=headers) as answer:
             if not answer.is_success:
                 await answer.aread()
@@ -112,4 +112,5 @@ def raise_for_error(answer: httpx2.Response) -> None:
         error = schemas.ErrorResponse.model_validate_json(answer.content).error
     except ValueError:
         error = schemas.ErrorBody(type="server_error", code="unexpected_answer", message=answer.text[:200])
-    raise ApiError(answer.status_code, error)
+    kind = Away if answer.status_code in AWAY else ApiError
+    raise kind(answer.status_code, error)

@@ -15,6 +15,10 @@ class ApiError(Exception):
         self.param = error.param
 
 
+class Away(ApiError):
+    """What stands before the service found nobody behind it, or the service is not ready; it may pass."""
+
+
 class Unreachable(Exception):
     """No answer came, however often it was tried."""
 

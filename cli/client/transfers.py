@@ -12,8 +12,8 @@ import anyio
 import httpx2
 from anyio import to_thread
 
-from cli.client.connection import ATTEMPTS, AWAY, Connection, pause
-from cli.client.errors import ApiError, CorruptDownload, Unreachable, UploadInterrupted
+from cli.client.connection import ATTEMPTS, Connection, pause
+from cli.client.errors import Away, CorruptDownload, Unreachable, UploadInterrupted
 from jactus_core.files import sha256_of
 from jobs import schemas
 
@@ -91,33 +91,35 @@ class _Download:
         if left_over > self._artifact.bytes:
             self._partial.unlink()
         self._advance(self._here())
-        await self._complete()
-        if left_over and not await self._is_right(self._partial):  # of another attempt of the job, perhaps
+        right = await self._completed()
+        if left_over and not right:  # of another attempt of the job, perhaps
             self._forget()
-            await self._complete()
-        if not await self._is_right(self._partial):
+            right = await self._completed()
+        if not right:
             self._forget()
             raise CorruptDownload(f"'{self._artifact.path}' does not have the announced SHA-256; download it again.")
         self._partial.replace(self._target)
         return self._target
 
-    async def _complete(self) -> None:
-        """Fetch what is missing; a connection that breaks is taken up, as long as bytes come now and then."""
+    async def _completed(self) -> bool:
+        """Fetch what is missing, and say whether it is right.
+
+        A connection that breaks is taken up, as long as bytes come now and then.
+        """
         self._partial.touch()
         attempt = 1
         while self._here() < self._artifact.bytes:
             before = self._here()
             try:
-                return await self._fetch_from(before)
-            except (httpx2.TransportError, ApiError) as error:
-                if isinstance(error, ApiError) and error.status not in AWAY:
-                    raise
+                await self._fetch_from(before)
+                break
+            except (httpx2.TransportError, Away) as error:
                 attempt = attempt + 1 if self._here() <= before else 1
                 if attempt > ATTEMPTS:
                     message = f"'{self._artifact.path}' did not arrive: {error or type(error).__name__}."
                     raise Unreachable(f"{message} Download again to go on where it stopped.") from error
                 await anyio.sleep(pause(attempt))
-        return None
+        return await self._is_right(self._partial)
 
     async def _fetch_from(self, start: int) -> None:
         headers = {"Range": f"bytes={start}-"} if start else {}
