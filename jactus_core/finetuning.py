@@ -201,7 +201,7 @@ def fit(
         model.gradient_checkpointing_disable()
     if use_cache is not None:
         model.config.use_cache = use_cache  # the trainer switches it off
-    for leftover in ("forward", "_original_forward"):  # of autocast
+    for leftover in ("forward", "_original_forward", "_is_accelerate_prepared"):  # or no next training is prepared
         model.__dict__.pop(leftover, None)
     model.eval()
 

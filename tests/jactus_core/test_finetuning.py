@@ -141,15 +141,20 @@ def test_the_loss_of_training_is_the_model_s_own(name: str, tmp_path: Path, monk
     assert logged[0] == pytest.approx(own, rel=1e-4)
 
 
-def test_training_leaves_a_model_s_forward_and_its_configuration_as_they_were(tmp_path: Path) -> None:
+def test_training_leaves_nothing_on_a_model_so_that_the_next_one_computes_in_bfloat16_too(tmp_path: Path) -> None:
     architecture = architectures["mistral"]
     config = CompressionConfig(task=architecture.task, epochs=1, max_length=24, dtype="bfloat16")
     examples, _ = read_examples(rows_for(config.task), config.task)
     loaded = load_model(find_model(str(architecture.write(tmp_path / "model"))), [], config)
-    described = loaded.model.config.to_dict()
-    install_adapters(loaded.model, find_targets(loaded.model, loaded.body, loaded.head).layers, seed=0)
+    model, rows = loaded.model, encode(examples, loaded, config)
+    described, attributes = model.config.to_dict(), set(vars(model))
+    install_adapters(model, find_targets(model, loaded.body, loaded.head).layers, seed=0)
+    seen: list[bool] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
 
-    tune_adapters(loaded.model, encode(examples, loaded, config), config, lambda done: None)
-
-    assert loaded.model.config.to_dict() == described
-    assert "forward" not in vars(loaded.model)
+    for trained in (1, 2):
+        tune_adapters(model, rows, config, lambda done: None)
+        assert seen
+        assert all(seen), f"training {trained}"
+        assert set(vars(model)) == attributes
+        assert model.config.to_dict() == described
