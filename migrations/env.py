@@ -3,9 +3,13 @@
 from typing import Literal
 
 from alembic import context
+from sqlalchemy import text
 
 from jobs.database import make_engine
 from jobs.tables import Base, UtcDateTime
+
+LOCK = 0x6A6163747573
+"""Any number that nobody else locks in this database."""
 
 
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
@@ -23,5 +27,7 @@ with engine.connect() as connection:
         connection=connection, target_metadata=Base.metadata, render_as_batch=True, render_item=render_item
     )
     with context.begin_transaction():
+        if engine.dialect.name == "postgresql":  # several may begin at once; the others then find nothing to do
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
         context.run_migrations()
 engine.dispose()

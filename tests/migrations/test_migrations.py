@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,18 @@ def test_an_upgrade_of_what_is_up_to_date_changes_nothing(empty_database: str) -
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
     command.check(migrations.alembic_config(empty_database))
+
+
+def test_several_that_begin_at_once_do_it_once(postgres_server: Postgres) -> None:
+    url = postgres_server.new_database()
+    environment = {**os.environ, "JACTUS_DATABASE_URL": url, "JACTUS_SECRET_KEY": "s" * 32}
+    started = [
+        subprocess.Popen([sys.executable, "-m", "migrations"], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    command.check(migrations.alembic_config(url))
 
 
 def test_what_the_first_release_stored_is_still_there(empty_database: str) -> None:
