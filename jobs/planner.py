@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,12 +29,13 @@ from jactus_core.tasks import TASKS
 from jobs.processes import take_stdout
 
 ORPHANED = 3
+ONNX_PACKAGES = ("onnx", "onnxscript")
 MEMORY_BYTES = 8 * 2**30
 """What a configuration may make the helper use; seven billion parameters on the meta device take 0.1 of it."""
 
 
 class Request(BaseModel):
-    """A model by its configuration's text; without `config`, only what its architecture can do is asked for."""
+    """A model by its configuration's text; without `config`, only what can be done with its architecture is asked for."""
 
     model: str
     model_type: str
@@ -61,7 +63,7 @@ def main(folder: Path) -> None:
     def answer(request: Request) -> dict[str, Any]:
         if request.config is None:
             able = [name for name, task in TASKS.items() if request.model_type in ARCHITECTURES[task.auto_class]]
-            return {"tasks": able}
+            return {"tasks": able, "missing": [name for name in ONNX_PACKAGES if find_spec(name) is None]}
         (folder / "config.json").write_text(request.config_json, encoding="utf-8")
         reference = ModelReference(request.model, str(folder), None, request.model_type)
         return estimate(reference, request.config, classes=request.classes).as_dict()

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +36,6 @@ from jobs.tables import Dataset
 REMEMBERED = 1000
 REMEMBERED_SECONDS = 60
 """For what may change: the hub, folders, and a model that could not be looked at."""
-ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 class TooLarge(ServiceError):
@@ -55,7 +53,7 @@ class NotEnoughDisk(ServiceError):
 
 
 class MissingPackages(ServiceError):
-    """This host cannot produce what was asked for."""
+    """The workers cannot produce what was asked for."""
 
     code = "output_unavailable"
     status = 422
@@ -127,8 +125,10 @@ class Planner:
         found = self._estimate(located, config, len(dataset.classes))
         device = smallest_class(self._settings.device_memory, max(found.peak_memory_bytes.values()))
         disk = forecast.disk_bytes(found, request, dataset, located.fetched_bytes)
-        problems = tuple(self._problems(found, request, device))
-        return Plan(located.reference.revision, found, device, disk, problems)
+        problems = self._problems(found, request, device)
+        if "onnx" in request.outputs and (missing := self._abilities(located)["missing"]):
+            problems.append(_without_onnx(missing))
+        return Plan(located.reference.revision, found, device, disk, tuple(problems))
 
     def describe(self, plan: Plan, request: schemas.JobCreate, dataset: Dataset) -> schemas.JobEstimate:
         """The plan as its reader sees it."""
@@ -209,10 +209,15 @@ class Planner:
 
     def _tasks(self, located: Located) -> list[TaskName]:
         """What the architecture can be compressed for."""
+        able = self._abilities(located)["tasks"]
+        return [name for name in TASK_NAMES if name in able]
+
+    def _abilities(self, located: Located) -> dict[str, list[str]]:
+        """The `tasks` of the architecture, and the packages that are `missing` for ONNX."""
         reference = located.reference
         request = Request(model=reference.name, model_type=reference.model_type)
-        able: list[TaskName] = self._asked(reference.model_type, request, lambda answer: answer["tasks"])
-        return [name for name in TASK_NAMES if name in able]
+        found: dict[str, list[str]] = self._asked(reference.model_type, request, dict)
+        return found
 
     def _asked(self, key: Hashable, request: Request, shape: Callable[[dict[str, Any]], Any]) -> Any:
         """The helper's answer, or the error it ended in; either is remembered."""
@@ -243,12 +248,6 @@ class Planner:
                     "budgets",
                 )
             )
-        if missing := [name for name in ONNX_PACKAGES if "onnx" in request.outputs and find_spec(name) is None]:
-            problems.append(
-                MissingPackages(
-                    f"ONNX needs {' and '.join(missing)}; install jactus-core[onnx] on this host.", "outputs"
-                )
-            )
         if device is None:
             problems.append(
                 TooLarge(
@@ -272,6 +271,10 @@ def _unsupported(reference: ModelReference, task: TaskName | None) -> Unsupporte
         + (" or another task." if task else "."),
         "model",
     )
+
+
+def _without_onnx(missing: list[str]) -> MissingPackages:
+    return MissingPackages(f"ONNX needs {' and '.join(missing)}; install jactus-core[onnx] with the workers.", "outputs")
 
 
 def _disk_full(needed: int, free: int) -> NotEnoughDisk:

@@ -12,7 +12,9 @@ from httpx2 import Response
 
 from api.app import create_app
 from jactus_core import estimate
+from jobs import planning
 from jobs.database import Database
+from jobs.helper import Helper
 from jobs.settings import Settings
 from tests.api.requests import assert_refused, create_job, upload_reviews
 from tests.helpers import get_job, make_settings, signed_in
@@ -106,14 +108,19 @@ def test_a_job_that_no_worker_can_hold_is_refused(host: TestClient) -> None:
     assert_refused(create_job(host, dataset), 422, "too_large_for_this_host", "model", "bytes of memory")
 
 
-def test_onnx_without_its_packages_is_refused(
-    client: TestClient, dataset: str, monkeypatch: pytest.MonkeyPatch
+def test_onnx_is_refused_where_the_process_that_looks_at_models_lacks_its_packages(
+    client: TestClient, dataset: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"outputs": ["checkpoint", "onnx"]}
     assert create_job(client, dataset, **fields).status_code == 201
-    monkeypatch.setattr("jobs.planning.find_spec", lambda name: None)
-    assert_refused(create_job(client, dataset, **fields), 422, "output_unavailable", "outputs", "onnx")
-    assert create_job(client, dataset).status_code == 201
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxscript'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(planning, "Helper", Helper)  # one of its own
+    with TestClient(create_app(settings)) as poorer:
+        signed_in(poorer)
+        refused = create_job(poorer, dataset, **fields)
+        assert_refused(refused, 422, "output_unavailable", "outputs", "needs onnxscript;")
+        assert create_job(poorer, dataset).status_code == 201
 
 
 def test_the_dataset_must_be_for_the_task(client: TestClient, dataset: str) -> None:
