@@ -4,12 +4,14 @@
 
 A proof that the pretrained models work, with few rows and few steps so that a laptop has it done in half an hour; it
 says little about the quality that a full run reaches. `compress` loads each finished folder in a new process and
-compares its logits. Fills the table in docs/method.md.
+compares its logits. Fills the tables in docs/method.md, and in docs/deploy.md what each took.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import METHOD_PAGE, fill, keep, kept, markdown
-from jactus_core import CompressionConfig, CompressionResult, compress
+from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, fill, keep, kept, markdown
+from jactus_core import CompressionConfig, compress, estimate
 from jactus_core.progress import Stage
 from jactus_core.sources import open_source
 
@@ -64,19 +66,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     found = kept("real_models", "cases")
-    for name in options.only:
-        result = run(CASES[name], options.models, options.data)
-        print(f"{name}\n{result}\n", flush=True)
-        found[name] = {"settings": dict(CASES[name].settings), **result.as_dict()}
-        keep("real_models", {"cases": {name: found[name] for name in CASES if name in found}})
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in options.only:
+            found[name] = pool.apply(run, (CASES[name], options.models, options.data))
+            keep("real_models", {"cases": {name: found[name] for name in CASES if name in found}})
     fill(METHOD_PAGE, "real-models", table(found))
+    fill(DEPLOY_PAGE, "sizing", sizing(found))
 
 
-def run(case: Case, models: Path, data: Path) -> CompressionResult:
+def run(case: Case, models: Path, data: Path) -> dict[str, Any]:
+    """The result and what it took, in a process of its own."""
     train, held_out = _rows(case, data)
+    config, model = CompressionConfig(**case.settings, budgets=BUDGETS), str(models / case.model)
     with tempfile.TemporaryDirectory() as output:
-        config = CompressionConfig(**case.settings, budgets=BUDGETS)
-        return compress(str(models / case.model), train, output, config, eval_data=held_out, report=_say)
+        result = compress(model, train, output, config, eval_data=held_out, report=_say)
+    print(f"{case.model}\n{result}\n", flush=True)
+    memory = {
+        "measured": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "estimated": max(estimate(model, config).peak_memory_bytes.values()),
+    }
+    return {"settings": dict(case.settings), **result.as_dict(), "peak_memory_bytes": memory}
 
 
 def _rows(case: Case, data: Path) -> tuple[Any, Any]:
@@ -106,6 +115,18 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [f"{scores[case['metric']]:.3f} at {size['parameters'] / 1e6:.1f} M" for scores, size in points]
         rows.append([name, case["task"], case["metric"], *cells])
     return markdown(["model", "task", "metric", "dense", *(f"budget {budget:g}" for budget in BUDGETS)], rows)
+
+
+def sizing(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a run took, beside what the estimate says of its memory before."""
+    rows = []
+    for name in (name for name in CASES if name in found):
+        case = found[name]
+        memory = [f"{case['peak_memory_bytes'][kind] / 1e9:.1f} GB" for kind in ("measured", "estimated")]
+        size = f"{case['dense_size']['parameters'] / 1e6:.0f} M"
+        rows.append([name, case["task"], size, *memory, f"{sum(case['seconds'].values()) / 60:.0f} min"])
+    head = ["model", "task", "parameters", "a run's memory", "as estimated", f"time for {len(BUDGETS)} budgets"]
+    return markdown(head, rows)
 
 
 if __name__ == "__main__":

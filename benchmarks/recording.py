@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 SUMMARY = RESULTS / "summary.json"
 DOCS = Path(__file__).parent.parent / "docs"
 METHOD_PAGE = DOCS / "method.md"
+DEPLOY_PAGE = DOCS / "deploy.md"
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 

@@ -11,6 +11,7 @@ FILE = Path(__file__).resolve().parent.parent / ".env"
 TEXT = """\
 # What `docker compose` starts the service with. Made by docker/make_env.py; every secret is random. Keep a copy of this
 # file elsewhere: without JACTUS_SECRET_KEY no API key is valid any more, and no stored token can be read.
+# Any other line of .env.example may stand here too: API and workers get the whole file.
 
 # The key that is accepted from the start, with every right. Make keys for others with it: POST /v1/keys.
 JACTUS_API_KEY=jactus_{api_key}
@@ -28,9 +29,10 @@ S3_SECRET_ACCESS_KEY={s3}
 JACTUS_BIND=127.0.0.1
 JACTUS_PORT=8000
 
-# Where users reach the object storage, because download links lead there; and where it listens.
-JACTUS_S3_PUBLIC_ENDPOINT=http://127.0.0.1:8333
+# Where the object storage listens, and how users reach it, because download links lead there.
 S3_BIND=127.0.0.1
+S3_PORT=8333
+JACTUS_S3_PUBLIC_ENDPOINT=http://127.0.0.1:8333
 
 # Processes of the API, and the most memory that one worker may take.
 WEB_CONCURRENCY=2
@@ -39,8 +41,21 @@ WORKER_MEMORY=16g
 # Kinds of workers there are, with the memory of their device in bytes (0: no bound). A job goes to the smallest that
 # holds it. With `--profile gpu` say what your GPU has, as in {{"cpu":0,"gpu":24000000000}}.
 JACTUS_DEVICE_MEMORY={{"cpu":0}}
-GPU_WORKER_MEMORY=64g
+
+# What each kind of worker takes, and for one worker with GPUs: how many of them, and how much of the machine's memory.
+JACTUS_WORKER_CLASSES=["cpu"]
+JACTUS_GPU_WORKER_CLASSES=["gpu","gpu-large"]
 GPUS_PER_WORKER=1
+GPU_WORKER_MEMORY=64g
+
+# Servers that run elsewhere (docs/deploy.md); empty: those of docker-compose.yml. For storage that is not an S3 server of
+# your own, such as Amazon's, add the lines JACTUS_S3_ENDPOINT= and JACTUS_S3_PUBLIC_ENDPOINT= with nothing behind them.
+JACTUS_DATABASE_URL=
+JACTUS_BROKER_URL=
+JACTUS_STORAGE_URL=
+
+# Where models come from.
+HF_ENDPOINT=https://huggingface.co
 
 # debug, info, warning or error.
 JACTUS_LOG_LEVEL=info

@@ -1,162 +1,188 @@
-"""Build the images, start them beside real servers, and run the main job through them: `python -m scripts.containers`.
+"""Build the images and run the commands of docs/deploy.md with them, first to last: `python -m scripts.containers`.
 
-For a machine without a container engine: buildah builds, podman runs; PostgreSQL, Valkey and SeaweedFS come from
-wheels. Where the base image cannot be pulled, tag one of that name before, such as one that debootstrap made.
+For a machine without a container engine, as root, with ports 8000 and 8333 free: buildah builds, podman runs, and the
+real Compose talks to podman. Where public images cannot be pulled, stand-ins are made of the same servers' wheels;
+where the base image cannot be pulled, tag one of that name before, such as one that debootstrap made.
 """
 
 from __future__ import annotations
 
-import secrets
+import csv
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from cli.client import Client
-from jobs import schemas
-from jobs.states import Status
 from scripts.bootstrap import link_folders
-from scripts.steps import report, require, run
-from tests.helpers import QUICK, wait_for
-from tests.servers import free_ports, postgres, seaweedfs_s3, valkey
-from tests.tiny import write_reviews, write_tiny_bert
+from scripts.steps import report, require, run, succeeds
+from tests.helpers import wait_for
+from tests.tiny import reviews, write_tiny_bert
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("api", "worker")
+TOOLS = Path(sys.executable).parent
+COMPOSE_FILE = ROOT / "docker-compose.yml"
+STAND_INS = ROOT / "scripts" / "stand_ins"
 CERTIFICATES = Path("/etc/ssl/certs")
-RUN = (
-    "--network=host",
-    "--read-only",
-    "--tmpfs=/tmp",
-    "--volume=/var/lib/jactus",  # a new one, as in compose
-    "--cap-drop=all",
-    "--security-opt=no-new-privileges",
-    "--no-healthcheck",  # its timer wants systemd; the checks are run below
-    "--ulimit=nofile=5000:5000",
-    "--ulimit=nproc=5000:5000",
+HEALTH_SECONDS = 2
+
+PAGE = ROOT / "docs" / "deploy.md"
+SNIPPET = re.compile(r"^```sh(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+"""After `sh`: `gpu` and `elsewhere` for what takes other machines, `restore` for what follows a loss."""
+LOSS = "docker compose down --volumes\n"
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+UPLOADED_MODEL = (
+    "$(jactus models upload ../tiny-bert --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"id\"])')"
 )
+PROOF = f"""\
+JOB=$(jactus jobs list --status succeeded --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
+jactus download $JOB checkpoints
+jactus jobs create {HUB_MODEL} reviews.csv --budget 0.5 --output checkpoint --output onnx --watch
+"""
+"""That what was restored is whole, and that the service works again; the API's image knows nothing of ONNX."""
+WRAPPERS = {
+    "jactus": f'exec {sys.executable} -m cli.main "$@"',
+    "python3": f'exec {sys.executable} "$@"',
+    "aws": f'exec {TOOLS / "uv"} tool run --quiet --from awscli aws "$@"',
+    "docker": f"""\
+case "$1 $2" in
+"compose build") exec {sys.executable} -m scripts.containers build ;;
+"compose "*) shift; exec {TOOLS / "docker-compose"} "$@" ;;
+esac
+exec podman "$@"
+""",
+}
 
 
 def main() -> None:
-    for target in TARGETS:
+    build_images()
+    make_stand_ins()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        checkout = prepare(folder)
+        with engine(folder) as address, health_checks():
+            environment = {
+                **os.environ,
+                "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "DOCKER_HOST": address,
+                "XDG_CONFIG_HOME": str(folder / "config"),
+            }
+            try:
+                tell(folder / "story.sh", checkout, environment)
+            finally:
+                down = ("docker", "compose", "--profile", "*", "down", "--volumes")
+                ended = succeeds(*down, cwd=checkout, env=environment)
+            require(ended, "the stack does not end")
+    left = [
+        *run("podman", "ps", "--all", "--format", "{{.Names}}").split(),
+        *run("podman", "volume", "ls", "-q").split(),
+    ]
+    require(not [name for name in left if name.startswith("jactus")], f"something is left: {left}")
+    report("every command of docs/deploy.md has run; nothing is left")
+
+
+def build_images() -> None:
+    for target in ("api", "worker"):
         began = time.monotonic()
-        build(target)
+        build(f"jactus-{target}", target, ROOT / "docker" / "Dockerfile", ROOT)
         said = run("podman", "image", "inspect", "--format", "{{.Size}}", f"jactus-{target}")
         report(f"jactus-{target}: {int(said) / 1e6:,.0f} MB, built in {time.monotonic() - began:.0f} s")
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        folder = Path(scratch)
-        folder.chmod(0o755)
-        for file in write_tiny_bert(folder / "models" / "tiny-bert").iterdir():
-            file.chmod(0o644)  # for the images' user
-        settings = servers(stack, folder / "models")
-        run_to_the_end("migrations", settings)
-        report("the tables are there")
-        api, planner = free_ports(2)
-        stack.enter_context(container("planner", "worker", {}, "python", "-m", "jobs.planners", f"127.0.0.1:{planner}"))
-        own = {"JACTUS_HOST": "127.0.0.1", "JACTUS_PORT": str(api), "JACTUS_PLANNER_ADDRESS": f"127.0.0.1:{planner}"}
-        models = f"--volume={folder / 'models'}:/models:ro"
-        stack.enter_context(container("api", "api", {**settings, **own}, options=(models,)))
-        stack.enter_context(container("worker", "worker", settings, options=(models,)))
-        wait_for(
-            lambda: is_healthy("api", "api.alive") and is_healthy("worker", "jobs.health"), 90, "a healthy service"
-        )
-        report("API and worker are healthy")
-        main_job(f"http://127.0.0.1:{api}", settings["JACTUS_API_KEY"], folder)
-    left = [
-        name for name in run("podman", "ps", "--all", "--format", "{{.Names}}").split() if name.startswith("jactus-")
-    ]
-    require(not left, f"containers are left: {left}")
-    report("nothing is left running")
 
 
-def build(target: str) -> None:
+def make_stand_ins() -> None:
+    """For the public images that are not here and cannot be pulled."""
+    for image in re.findall(r"image: (docker\.io/\S+)", COMPOSE_FILE.read_text(encoding="utf-8")):
+        if not succeeds("podman", "image", "exists", image) and not succeeds("podman", "pull", "--quiet", image):
+            build(image, image.split("/")[-1].split(":")[0], STAND_INS / "Dockerfile", STAND_INS)
+            report(f"{image} cannot be pulled; a stand-in is made of the same server's wheel")
+
+
+def build(image: str, target: str, file: Path, context: Path) -> None:
     """With what the machine's own pip is told: folders of wheels, certificates."""
-    options = ["--format=docker", "--isolation=chroot", "--network=host", f"--target={target}"]
+    options = ["--format=docker", "--isolation=chroot", "--network=host", "--layers", f"--target={target}"]
     if links := link_folders():
+        names = ",".join(map(str, links))
         options += [f"--volume={folder}:{folder}:ro" for folder in links] + ["--build-arg=TORCH_BACKEND="]
-        options += [f"--build-arg=UV_FIND_LINKS={','.join(map(str, links))}"]
+        options += [f"--build-arg=UV_FIND_LINKS={names}", f"--build-arg=PIP_FIND_LINKS={names.replace(',', ' ')}"]
     if CERTIFICATES.is_dir():
         options += [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"]
         options += [f"--build-arg=SSL_CERT_FILE={CERTIFICATES / 'ca-certificates.crt'}"]
-    run("buildah", "build", *options, f"--tag=jactus-{target}", f"--file={ROOT / 'docker' / 'Dockerfile'}", str(ROOT))
+    run("buildah", "build", *options, f"--tag={image}", f"--file={file}", str(context))
 
 
-def servers(stack: ExitStack, models: Path) -> dict[str, str]:
-    """The settings that lead to them."""
-    storage = stack.enter_context(seaweedfs_s3())
-    return {
-        "JACTUS_DATABASE_URL": stack.enter_context(postgres()).new_database(),
-        "JACTUS_BROKER_URL": stack.enter_context(valkey()),
-        "JACTUS_STORAGE_URL": f"s3://{storage.bucket}/containers",
-        "JACTUS_S3_ENDPOINT": storage.endpoint,
-        "JACTUS_S3_ACCESS_KEY_ID": storage.access_key_id,
-        "JACTUS_S3_SECRET_ACCESS_KEY": storage.secret_access_key,
-        "JACTUS_SECRET_KEY": secrets.token_hex(32),
-        "JACTUS_API_KEY": f"jactus_{secrets.token_hex(24)}",
-        "JACTUS_MODEL_ROOT": "/models",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
-def main_job(url: str, api_key: str, folder: Path) -> None:
-    """As a user does it, over HTTP."""
-    with Client(url, api_key) as client:
-        dataset = client.upload_dataset(write_reviews(folder / "reviews.jsonl"))
-        request = schemas.JobCreate(
-            model="tiny-bert",
-            dataset=dataset.id,
-            budgets=(0.8, 0.5),
-            hyperparameters=QUICK,
-            outputs=("checkpoint", "onnx"),
-        )
-        job = client.create_job(request).wait(timeout=300)
-        require(job.status == Status.SUCCEEDED, f"the job is {job.status}: {job.error}")
-        files = job.download(folder / "checkpoints")
-    assert job.result is not None
-    scores = ", ".join(f"{point.budget:g}: {point.metrics[job.result.metric]:.0%}" for point in job.result.budgets)
-    report(f"job {job.id} succeeded ({scores}), {len(files)} files downloaded and checked")
+def prepare(folder: Path) -> Path:
+    """What a newcomer has before the first command: a checkout, tools, a dataset; and a model, for want of a hub."""
+    checkout, tools = folder / "checkout", folder / "bin"
+    (checkout / "docker").mkdir(parents=True)
+    shutil.copy(COMPOSE_FILE, checkout)
+    shutil.copy(ROOT / "docker" / "make_env.py", checkout / "docker")
+    tools.mkdir()
+    for name, command in WRAPPERS.items():
+        (tools / name).write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    with (checkout / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ("text", "label"))
+        writer.writeheader()
+        writer.writerows(reviews(200))
+    write_tiny_bert(folder / "tiny-bert")
+    return checkout
 
 
 @contextmanager
-def container(
-    name: str, image: str, settings: Mapping[str, str], *command: str, options: tuple[str, ...] = ()
-) -> Iterator[None]:
-    """Runs inside the block; asked to end after it, and it must end well."""
-    full = f"jactus-{name}"
-    variables = [f"--env={key}={value}" for key, value in settings.items()]
-    run("podman", "run", "--detach", f"--name={full}", *RUN, *options, *variables, f"jactus-{image}", *command)
+def engine(folder: Path) -> Iterator[str]:
+    """Podman under the address of a Docker daemon."""
+    socket = folder / "podman.sock"
+    command = ("podman", "system", "service", "--time=0", f"unix://{socket}")
+    with subprocess.Popen(command) as service:
+        try:
+            wait_for(socket.exists, 30, "podman's service")
+            yield f"unix://{socket}"
+        finally:
+            service.terminate()
+
+
+@contextmanager
+def health_checks() -> Iterator[None]:
+    """Podman leaves them to timers of systemd."""
+    over = threading.Event()
+
+    def check() -> None:
+        while not over.wait(HEALTH_SECONDS):
+            for name in run("podman", "ps", "--filter=name=jactus-", "--format={{.Names}}").split():
+                succeeds("podman", "healthcheck", "run", name, capture_output=True)
+
+    thread = threading.Thread(target=check)
+    thread.start()
     try:
         yield
-        began = time.monotonic()
-        run("podman", "stop", "--time=60", full)
-        status = run("podman", "inspect", "--format={{.State.ExitCode}}", full).strip()
-        require(status in ("0", "143"), f"{full} ended with {status}\n{logs(full)}")
-        report(f"{full} stopped in {time.monotonic() - began:.0f} s")
     finally:
-        if sys.exc_info()[0] is not None:
-            report(logs(full))
-        run("podman", "rm", "--force", "--volumes", full)
+        over.set()
+        thread.join()
 
 
-def logs(name: str) -> str:
-    """The last of what it has said."""
-    command = ("podman", "logs", "--tail=40", name)
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
-
-
-def run_to_the_end(module: str, settings: Mapping[str, str]) -> None:
-    variables = [f"--env={key}={value}" for key, value in settings.items()]
-    run("podman", "run", "--rm", *RUN, *variables, "jactus-api", "python", "-m", module)
-
-
-def is_healthy(name: str, module: str) -> bool:
-    """What the image's own health check says."""
-    check = ("podman", "exec", f"jactus-{name}", "python", "-m", module)
-    return subprocess.run(check, capture_output=True, check=False).returncode == 0
+def tell(file: Path, checkout: Path, environment: Mapping[str, str]) -> None:
+    """Run the page's commands in one shell, which shows each and what it says."""
+    parts = []
+    for kind, snippet in SNIPPET.findall(PAGE.read_text(encoding="utf-8")):
+        parts += {"": [snippet], "restore": [LOSS, snippet, PROOF]}.get(kind, [])
+    story = "\n".join(["set -euo pipefail", *parts]).replace(HUB_MODEL, UPLOADED_MODEL)
+    file.write_text(story, encoding="utf-8")
+    began = time.monotonic()
+    where: dict[str, Any] = {"cwd": checkout, "env": environment}
+    ended = succeeds("/bin/bash", "-v", file, stderr=subprocess.STDOUT, **where)
+    if not ended:
+        succeeds("docker", "compose", "logs", "--tail", "30", **where)
+    require(ended, f"a command of {PAGE.name} fails")
+    report(f"they took {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    build_images() if sys.argv[1:] == ["build"] else main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -12,6 +13,10 @@ def run(*command: str, **options: Any) -> str:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     require(ended.returncode == 0, f"{' '.join(command)[:200]}\n{ended.stdout[-2000:]}{ended.stderr[-4000:]}")
     return ended.stdout
+
+
+def succeeds(*command: str | Path, **options: Any) -> bool:
+    return subprocess.run(command, check=False, **options).returncode == 0
 
 
 def require(holds: bool, otherwise: str) -> None:

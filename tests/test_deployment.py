@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from jobs.settings import Settings
+
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
+PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 ONE_SHOT = {"migrations"}
 PUBLISHED = {"api": "8000", "storage": "8333"}
 NOT_READ_ONLY = {"postgres"}
@@ -38,6 +41,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fresh")
     (folder / "docker").mkdir()
     shutil.copy(ROOT / "docker" / "make_env.py", folder / "docker")
+    shutil.copy(ROOT / "docker-compose.yml", folder)
     made = subprocess.run(
         [sys.executable, folder / "docker" / "make_env.py"], capture_output=True, text=True, check=True
     )
@@ -77,11 +81,20 @@ def test_secrets_are_random_private_and_never_made_twice(fresh: Path, tmp_path: 
 
 
 def test_every_variable_of_the_compose_file_is_explained(fresh: Path) -> None:
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    named = set(re.findall(r"^(\w+)=", (fresh / ".env").read_text(), re.MULTILINE))
-    required = set(re.findall(r"\$\{(\w+):\?", text))
-    assert required <= named
-    assert named <= set(re.findall(r"\$\{(\w+)", text)), "a setting that nothing reads"
+    explained = (fresh / ".env").read_text()
+    read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    assert set(re.findall(r"\b([A-Z][A-Z_0-9]+)=", explained)) >= read, "one is not explained"
+    named = set(re.findall(r"^(\w+)=", explained, re.MULTILINE))
+    settings = {f"JACTUS_{name.upper()}" for name in Settings.model_fields} | {"WEB_CONCURRENCY", "HF_ENDPOINT"}
+    assert named <= read | settings, "one that nothing reads"
+
+
+def test_any_setting_of_ours_reaches_api_and_workers(fresh: Path, services: dict[str, Any]) -> None:
+    for name in ("migrations", "api", "worker", "worker-gpu"):
+        environment = services[name]["environment"]
+        assert environment["JACTUS_LOG_LEVEL"] == "info", "a line of .env that the compose file does not name"
+        assert environment["JACTUS_DATA_DIR"] == "/var/lib/jactus"
+    assert services["api"]["environment"]["JACTUS_HOST"] == "0.0.0.0"  # noqa: S104 - inside the container
 
 
 def test_every_service_is_watched_bounded_and_restarted(services: dict[str, Any]) -> None:
@@ -114,7 +127,7 @@ def test_whoever_looks_at_strangers_configurations_has_no_secret_and_no_way_out(
 
 
 def test_only_the_api_knows_the_admin_s_key(services: dict[str, Any]) -> None:
-    knowing = {name for name, service in services.items() if "JACTUS_API_KEY" in (service.get("environment") or {})}
+    knowing = {name for name, service in services.items() if (service.get("environment") or {}).get("JACTUS_API_KEY")}
     assert knowing == {"api"}
 
 
@@ -126,9 +139,47 @@ def test_gpu_workers_come_when_asked_for(fresh: Path, services: dict[str, Any]) 
     assert services["worker-gpu"]["environment"]["JACTUS_WORKER_CLASSES"] == '["gpu","gpu-large"]'
 
 
+def overridden(fresh: Path, part: str) -> dict[str, Any]:
+    """The services, by name, with the override that the page shows under a heading."""
+    file = fresh / "override.yml"
+    section = PAGE.split(f"## {part}\n")[1].split("\n## ")[0]
+    file.write_text(section.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    said = compose(fresh, "--file", str(file), "--profile", "gpu", "config", "--format", "json")
+    assert said.returncode == 0, said.stderr
+    found: dict[str, Any] = json.loads(said.stdout)["services"]
+    return found
+
+
+def test_gpus_of_two_sizes_get_workers_of_their_own(fresh: Path) -> None:
+    found = overridden(fresh, "GPUs")
+    devices = {
+        name: [device["device_ids"] for device in service["deploy"]["resources"]["reservations"]["devices"]]
+        for name, service in found.items()
+        if name.startswith("worker-gpu")
+    }
+    assert devices == {"worker-gpu": [["0"]], "worker-gpu-large": [["1"]]}
+    assert found["worker-gpu-large"]["environment"]["JACTUS_WORKER_CLASSES"] == '["gpu-large"]'
+    assert found["worker-gpu-large"]["read_only"]
+
+
+def test_servers_may_be_elsewhere(fresh: Path) -> None:
+    lines = ("JACTUS_DATABASE_URL=postgresql://me@db/jactus", "JACTUS_STORAGE_URL=s3://b/p", "JACTUS_S3_ENDPOINT=")
+    before = (fresh / ".env").read_text()
+    (fresh / ".env").write_text(before + "\n".join(lines))
+    try:
+        found = overridden(fresh, "Servers that run elsewhere")
+    finally:
+        (fresh / ".env").write_text(before)
+    assert not {"postgres", "storage"} & set(found)
+    for name in ("migrations", "api", "worker"):
+        environment = found[name]["environment"]
+        assert {f"{key}={environment[key]}" for key in (line.split("=")[0] for line in lines)} == set(lines)
+
+
 def test_the_recipe_of_the_images_is_clean_and_they_are_no_root() -> None:
     file = ROOT / "docker" / "Dockerfile"
-    said = subprocess.run([TOOLS / "hadolint", file], capture_output=True, text=True, check=False)
+    others = [ROOT / "scripts" / "stand_ins" / "Dockerfile"]
+    said = subprocess.run([TOOLS / "hadolint", file, *others], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout
     stages = re.split(r"^FROM ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     final = {stage.split()[3 - 1]: stage for stage in stages if "CMD [" in stage}
