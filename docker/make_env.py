@@ -48,8 +48,8 @@ JACTUS_GPU_WORKER_CLASSES=["gpu","gpu-large"]
 GPUS_PER_WORKER=1
 GPU_WORKER_MEMORY=64g
 
-# Servers that run elsewhere (docs/deploy.md); empty: those of docker-compose.yml. For storage that is not an S3 server of
-# your own, such as Amazon's, add the lines JACTUS_S3_ENDPOINT= and JACTUS_S3_PUBLIC_ENDPOINT= with nothing behind them.
+# Servers that run elsewhere (docs/deploy.md); empty: those of docker-compose.yml. For storage that is not an S3 server
+# of your own, such as Amazon's, add JACTUS_S3_ENDPOINT= and JACTUS_S3_PUBLIC_ENDPOINT= with nothing behind them.
 JACTUS_DATABASE_URL=
 JACTUS_BROKER_URL=
 JACTUS_STORAGE_URL=

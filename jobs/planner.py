@@ -35,7 +35,7 @@ MEMORY_BYTES = 8 * 2**30
 
 
 class Request(BaseModel):
-    """A model by its configuration's text; without `config`, only what can be done with its architecture is asked for."""
+    """A model by its configuration's text; without `config`, only what its architecture allows is asked for."""
 
     model: str
     model_type: str

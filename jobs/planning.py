@@ -274,7 +274,9 @@ def _unsupported(reference: ModelReference, task: TaskName | None) -> Unsupporte
 
 
 def _without_onnx(missing: list[str]) -> MissingPackages:
-    return MissingPackages(f"ONNX needs {' and '.join(missing)}; install jactus-core[onnx] with the workers.", "outputs")
+    return MissingPackages(
+        f"ONNX needs {' and '.join(missing)}; install jactus-core[onnx] with the workers.", "outputs"
+    )
 
 
 def _disk_full(needed: int, free: int) -> NotEnoughDisk:

@@ -35,7 +35,7 @@ HEALTH_SECONDS = 2
 
 PAGE = ROOT / "docs" / "deploy.md"
 SNIPPET = re.compile(r"^```sh(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-"""After `sh`: `gpu` and `elsewhere` for what takes other machines, `restore` for what follows a loss."""
+"""After `sh`: `gpu`, `elsewhere` and `cluster` for what takes other machines, `restore` for what follows a loss."""
 LOSS = "docker compose down --volumes\n"
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 UPLOADED_MODEL = (

@@ -97,6 +97,11 @@ def test_any_setting_of_ours_reaches_api_and_workers(fresh: Path, services: dict
     assert services["api"]["environment"]["JACTUS_HOST"] == "0.0.0.0"  # noqa: S104 - inside the container
 
 
+def test_arriving_files_are_put_together_on_a_disk(services: dict[str, Any]) -> None:
+    api = services["api"]
+    assert api["environment"]["TMPDIR"] in {volume["target"] for volume in api["volumes"]}
+
+
 def test_every_service_is_watched_bounded_and_restarted(services: dict[str, Any]) -> None:
     assert set(services) == {"postgres", "valkey", "storage", "migrations", "api", "planner", "worker", "worker-gpu"}
     for name, service in services.items():

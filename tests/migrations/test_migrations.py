@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, inspect
+from sqlalchemy import MetaData, inspect, text
 
 import migrations
 from jobs.clock import now
@@ -67,6 +67,17 @@ def test_several_that_begin_at_once_do_it_once(postgres_server: Postgres) -> Non
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0] * 4, said
     command.check(migrations.alembic_config(url))
+
+
+def test_newer_tables_are_left_alone(empty_database: str) -> None:
+    migrations.upgrade(empty_database)
+    engine = make_engine(empty_database)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    migrations.upgrade(empty_database)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
+    engine.dispose()
 
 
 def test_what_the_first_release_stored_is_still_there(empty_database: str) -> None:
