@@ -42,6 +42,8 @@ class Postgres:
     url: str
     numbers: Iterator[int]
     server: Server
+    binaries: Path
+    """Where pg_dump and its like are."""
 
     def new_database(self, template: str = "template1") -> str:
         name = f"test_{next(self.numbers)}"
@@ -114,7 +116,7 @@ def postgres() -> Iterator[Postgres]:
         url = f"postgresql://postgres@127.0.0.1:{port}"
         ready = lambda: psycopg.connect(f"{url}/postgres").close()  # noqa: E731
         with Server(command, folder, ready, psycopg.OperationalError, stop=signal.SIGINT, **account) as server:
-            yield Postgres(url, itertools.count(1), server)
+            yield Postgres(url, itertools.count(1), server, binaries)
 
 
 @contextmanager

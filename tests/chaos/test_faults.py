@@ -20,15 +20,23 @@ from jobs import leases, schemas, store
 from jobs.queue import Queue
 from jobs.states import Status
 from jobs.tables import Artifact, Leftover
-from tests.chaos.stack import Stack, flush, new_job, stack, wait_until_final
-from tests.helpers import QUICK, descendants, get_events, get_job, get_statuses, wait_for
+from tests.chaos.stack import (
+    RUN,
+    Stack,
+    assert_each_succeeded_once,
+    flush,
+    new_job,
+    outcomes,
+    stack,
+    wait_until_final,
+)
+from tests.helpers import QUICK, descendants, get_events, get_job, wait_for
 from tests.servers import S3, Postgres
 
 FULL = os.environ.get("JACTUS_CHAOS") == "full"
 STAGES = ("loading", "calibrating", "decomposing", "finetuning", "evaluating", "publishing")
 SOME_STAGES = STAGES if FULL else ("finetuning",)
 AWAY_SECONDS = 60 if FULL else 6
-PIPELINE = "worker.pipeline"
 LONG = QUICK.model_copy(update={"epochs": 100, "warmup_epochs": 100})
 
 
@@ -56,8 +64,6 @@ def wait_for_stage(running: Stack, job: str, stage: str) -> None:
 def assert_succeeded_once(running: Stack, client: Client, job: str, folder: Path) -> schemas.Job:
     """One success, whole artifacts, gapless events, and nothing else: no process, no scratch space, no file."""
     done = assert_succeeded(running, client, job)
-    numbers = [number for number, _, _ in get_events(running.database, job)]
-    assert numbers == list(range(1, len(numbers) + 1))
     client.download(job, folder / "download")  # which checks every hash
     assert_nothing_else(running, client, [job])
     return done
@@ -67,13 +73,13 @@ def assert_succeeded(running: Stack, client: Client, job: str) -> schemas.Job:
     """Once, whatever else there is."""
     done = wait_until_final(client, job)
     assert done.status == Status.SUCCEEDED, done.error
-    assert get_statuses(running.database, job).count("succeeded") == 1
+    assert_each_succeeded_once(running, [job])
     return done
 
 
 def assert_nothing_else(running: Stack, client: Client, jobs: list[str], ready: int = 0) -> None:
     """In storage: the datasets, the published artifacts and the logs. No process but those that are kept ready."""
-    wait_for(lambda: len(descendants(PIPELINE)) == ready, 30, "the end of every run")
+    wait_for(lambda: len(running.processes(RUN)) == ready, 30, "the end of every run")
     wait_for(lambda: _leftovers(running) == 0, 60, "the sweep's cleaning")
     expected = {artifact.storage_key for job in jobs for artifact in _artifacts(running, job)}
     stored = {key for key in running.storage.keys_under("jobs") if "/logs/" not in key}
@@ -105,7 +111,7 @@ def test_a_killed_run_is_made_again(running: Stack, client: Client, stage: str, 
     running.start_worker()
     job = new_job(client, tmp_path, LONG)
     wait_for_stage(running, job, stage)
-    for child in descendants(PIPELINE):
+    for child in descendants(RUN):
         child.kill()
     assert assert_succeeded_once(running, client, job, tmp_path).attempt <= 2
 
@@ -176,7 +182,7 @@ def test_a_worker_that_wakes_up_after_losing_its_lease_changes_nothing(
     stale = running.start_worker()
     job = new_job(client, tmp_path, LONG)
     wait_for_stage(running, job, "finetuning")
-    children = descendants(PIPELINE)
+    children = descendants(RUN)
     os.killpg(stale.pid, signal.SIGSTOP)
     for child in children:
         child.suspend()
@@ -197,12 +203,7 @@ def test_a_worker_that_is_asked_to_end_hands_its_job_on(running: Stack, client: 
     assert get_job(running.database, job).status == Status.QUEUED
     running.start_worker()
     assert_succeeded_once(running, client, job, tmp_path)
-    assert [attempt.outcome for attempt in _attempts(running, job)] == ["released", "succeeded"]
-
-
-def _attempts(running: Stack, job: str) -> list[schemas.Attempt]:
-    with running.database.reading() as session:
-        return [schemas.Attempt.model_validate(attempt) for attempt in store.attempts(session, job)]
+    assert outcomes(running, job) == ["released", "succeeded"]
 
 
 @pytest.mark.parametrize("stage", SOME_STAGES)
@@ -252,6 +253,6 @@ def test_a_run_out_of_memory_fails_with_a_remedy(running: Stack, client: Client,
 
 def wait_for_child_of(attempt: int) -> None:
     """Do to the run what the kernel does when memory runs out."""
-    [child] = wait_for(lambda: descendants(PIPELINE), 60, f"the run of attempt {attempt}")
+    [child] = wait_for(lambda: descendants(RUN), 60, f"the run of attempt {attempt}")
     child.kill()
     child.wait()

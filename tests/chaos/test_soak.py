@@ -16,10 +16,16 @@ from typing import Self
 import pytest
 
 from benchmarks.recording import keep, summarize
-from jobs.states import Status
-from tests.chaos.stack import Stack, new_job, stack, wait_until_final
+from tests.chaos.stack import (
+    Stack,
+    assert_each_succeeded_once,
+    assert_workers_leave_nothing,
+    new_job,
+    stack,
+    wait_until_final,
+)
 from tests.chaos.test_faults import assert_nothing_else
-from tests.helpers import descendants, get_events, get_job, get_statuses, wait_for
+from tests.helpers import get_job, get_statuses
 from tests.servers import S3, Postgres
 
 FULL = os.environ.get("JACTUS_CHAOS") == "full"
@@ -91,15 +97,7 @@ def test_every_job_is_finished_exactly_once_while_workers_die(
 
         assert lost == []
         assert doubled == []
-        assert {job.status for job in found.values()} == {Status.SUCCEEDED}
-        for job in jobs:
-            numbers = [number for number, _, _ in get_events(running.database, job)]
-            assert numbers == list(range(1, len(numbers) + 1))
+        assert_each_succeeded_once(running, jobs)
         with running.client() as client:
             assert_nothing_else(running, client, jobs, ready=WORKERS)
-        wait_for(lambda: running.scratch() == [], 30, "empty scratch space")
-        for worker in running.workers:
-            worker.terminate()
-        for worker in running.workers:
-            worker.wait(60)
-        assert descendants("worker.pipeline") == []
+        assert_workers_leave_nothing(running)
