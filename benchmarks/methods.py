@@ -128,7 +128,6 @@ def _fitted(trial: Trial, model: PreTrainedModel, rate: float) -> PreTrainedMode
 
 JACTUS = CompressionConfig().model_dump(
     include={
-        "adapter_share",
         "fisher",
         "shrinkage",
         "covariance_floor",

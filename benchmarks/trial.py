@@ -119,7 +119,7 @@ class Trial:
         return model, ranks
 
     def _prepared(self, config: CompressionConfig) -> tuple[PreTrainedModel, Factors]:
-        """The dense model, a language model tuned by adapters, and its factors.
+        """The dense model, tuned by adapters where the method does that, and its factors.
 
         The last ones are kept, as several budgets and methods ask for the same in a row.
         """
@@ -129,7 +129,7 @@ class Trial:
             if config.adapter_epochs:
                 model = copy.deepcopy(model)
                 install_adapters(model, self.targets.layers, config.seed)
-                tune_adapters(model, self.train, config, lambda done: None)
+                tune_adapters(model, self.loaded.head, self.train, config, lambda done: None)
                 merge_adapters(model)
                 statistics = self.calibrate(model, config)
             else:
@@ -153,7 +153,7 @@ class Trial:
         self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks, loss: Loss | None = None
     ) -> PreTrainedModel:
         """A model with cores after finetuning, as deployed; by default with the loss of the method."""
-        if loss is None and config.adapter_epochs:
+        if loss is None and config.repairs:
             loss = answers_of(self._prepared(config)[0])
         finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, loss=loss)
         return deploy(model, self.loaded, ranks)

@@ -263,16 +263,16 @@ class _Run:
             self._trained("head", self.loaded.head, lambda: warm_up_head(self.loaded, data.train, self.config, show))
 
     def _adapt(self, targets: Targets, data: _Data) -> None:
-        """Tune a language model; from here on `key` names what came of it."""
-        model, config = self.loaded.model, self.config
+        """Tune the model, if it is to be tuned before; from here on `key` names what came of it."""
+        model, head, config = self.loaded.model, self.loaded.head, self.config
         if not config.adapter_epochs:
             return
         self.clock.enter("calibrating")
         self.key = fingerprint(self.key, config.model_dump(mode="json", include=ADAPTATION))
         install_adapters(model, targets.layers, config.seed)
         show = self._note("tuning adapters")
-        train = lambda: tune_adapters(model, data.train, config, show, self.processes)  # noqa: E731
-        self._trained("adapters", adapter_names(model), train)
+        train = lambda: tune_adapters(model, head, data.train, config, show, self.processes)  # noqa: E731
+        self._trained("adapters", head | adapter_names(model), train)
         merge_adapters(model)
 
     def _trained(self, name: str, parts: frozenset[str], train: Callable[[], None]) -> None:
@@ -345,7 +345,7 @@ class _Run:
         candidate = copy.deepcopy(self.loaded.model)
         install_cores(candidate, factors.factors, ranks, self.config.core_basis)
         show = self._part("finetuning", number, parts, note)
-        loss = answers_of(self.loaded.model) if self.config.adapter_epochs else None
+        loss = answers_of(self.loaded.model) if self.config.repairs else None
         finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, loss)
         deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")

@@ -12,6 +12,9 @@ Energy = Annotated[float, Field(gt=0, le=1)]
 Budget = Annotated[float, Field(gt=0, le=1)]
 Intensity = Annotated[float, Field(ge=0, le=1)]
 
+ADAPTER_SHARE = 0.75
+"""Of a language model's epochs, by default."""
+
 
 def _descending(budgets: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(budgets)) != len(budgets):
@@ -55,11 +58,10 @@ class Hyperparameters(BaseModel):
     warmup_samples: int = Field(default=1024, ge=1, description="Training rows used to warm up a new task head.")
     warmup_epochs: int = Field(default=50, ge=1, le=1000, description="Head-only epochs on the frozen body's outputs.")
 
-    adapter_share: float = Field(
-        default=0.75,
-        ge=0,
-        lt=1,
-        description="Share of the epochs that a language model is tuned by low-rank adapters before it is calibrated.",
+    adapter_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = Field(
+        default="auto",
+        description="Share of the epochs that the model is tuned by low-rank adapters before it is calibrated; auto: "
+        "0.75 for language models, 0 for classifiers, whose new head is trained before.",
     )
 
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
@@ -127,8 +129,16 @@ class CompressionConfig(Hyperparameters):
 
     @property
     def adapter_epochs(self) -> float:
-        """Epochs before the calibration; a classifier's head is warmed up instead."""
-        return 0.0 if TASKS[self.task].is_classification else self.epochs * self.adapter_share
+        """Epochs before the calibration."""
+        share = self.adapter_share
+        if share == "auto":
+            share = 0.0 if TASKS[self.task].is_classification else ADAPTER_SHARE
+        return self.epochs * share
+
+    @property
+    def repairs(self) -> bool:
+        """Whether cores learn from the answers of the tuned dense model, instead of from the labels."""
+        return self.adapter_epochs > 0 and not TASKS[self.task].is_classification
 
     @property
     def draws_labels(self) -> bool:

@@ -111,18 +111,23 @@ def _batches_with_body_outputs(
 
 def tune_adapters(
     model: PreTrainedModel,
+    head: frozenset[str],
     data: Encoded,
     config: CompressionConfig,
     report: Callable[[float], None],
     processes: Processes = ALONE,
 ) -> None:
-    """Train the adapters installed in a language model: before, its gradients say more about form than about the task.
+    """Train the installed adapters and the head: before, a language model's gradients are about form, not the task.
 
     Raises NonFiniteLoss naming the step.
     """
-    train_only(model, adapter_names(model))
+    dtype = model.dtype
+    train_only(model, head | adapter_names(model))
     changes = {"epochs": config.adapter_epochs, "learning_rate": ADAPTER_RATE * config.learning_rate}
     fit(model, data, config.model_copy(update=changes), report, processes)
+    for name in head:
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.to(dtype)
 
 
 def finetune_cores(

@@ -272,14 +272,28 @@ def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUESTIONS = SHORT.model_copy(update={"task": "multiple-choice", "epochs": 4})
 
 
-def test_a_language_model_is_tuned_before_it_is_calibrated(tiny_language_model: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["language model", "classifier"])
+def tuned(
+    request: pytest.FixtureRequest, tiny_language_model: Path, tiny_bert: Path
+) -> tuple[Path, CompressionConfig, Any]:
+    """A model that adapters tune, how, and rows for it."""
+    if request.param == "language model":
+        return tiny_language_model, QUESTIONS, rows_for("multiple-choice")
+    changes = {"epochs": 4, "adapter_share": 0.75, "dtype": "bfloat16"}
+    return tiny_bert, SHORT.model_copy(update=changes), reviews()
+
+
+def test_a_model_is_tuned_before_it_is_calibrated_when_that_is_asked_for_or_it_is_a_language_model(
+    tuned: tuple[Path, CompressionConfig, Any], tmp_path: Path
+) -> None:
+    model, config, rows = tuned
     notes: list[str] = []
     found = {
         share: compress(
-            str(tiny_language_model),
-            rows_for("multiple-choice"),
+            str(model),
+            rows,
             tmp_path / str(share),
-            QUESTIONS,
+            config,
             adapter_share=share,
             report=lambda stage, done, note: notes.append(note),
         )
@@ -289,6 +303,9 @@ def test_a_language_model_is_tuned_before_it_is_calibrated(tiny_language_model: 
     assert found[0.0].dense_metrics == found[0.5].dense_metrics, "that of the model as it came"
     assert weights(found[0.0]) != weights(found[0.5])
     assert notes.count("tuning adapters, 100%") == 1
+    assert config.model_copy(update={"adapter_share": "auto"}).adapter_epochs == (
+        0 if config.task == "text-classification" else 0.75 * config.epochs
+    )
 
 
 def test_a_language_model_is_calibrated_by_its_own_answers(tiny_language_model: Path, tmp_path: Path) -> None:
@@ -303,7 +320,8 @@ def test_a_language_model_is_calibrated_by_its_own_answers(tiny_language_model: 
 
 
 @pytest.mark.parametrize("last", ["tuning adapters, 50%", "tuning adapters, 100%", "covariances", "budget 0.6"])
-def test_a_language_model_s_tuning_is_kept(last: str, tiny_language_model: Path, tmp_path: Path) -> None:
+def test_the_tuning_of_a_model_is_kept(last: str, tuned: tuple[Path, CompressionConfig, Any], tmp_path: Path) -> None:
+    model, config, rows = tuned
     told: list[str] = []
 
     def run(output: Path, stop_at: str | None = None) -> list[bytes]:
@@ -312,7 +330,7 @@ def test_a_language_model_s_tuning_is_kept(last: str, tiny_language_model: Path,
             if stop_at and note.startswith(stop_at) and stage != "evaluating":
                 raise Killed
 
-        return weights(compress(str(tiny_language_model), rows_for("multiple-choice"), output, QUESTIONS, report=note))
+        return weights(compress(str(model), rows, output, config, report=note))
 
     with pytest.raises(Killed):
         run(tmp_path / "stopped", last)

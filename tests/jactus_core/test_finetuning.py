@@ -153,7 +153,7 @@ def test_training_leaves_nothing_on_a_model_so_that_the_next_one_computes_in_bfl
     model.get_input_embeddings().register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
 
     for trained in (1, 2):
-        tune_adapters(model, rows, config, lambda done: None)
+        tune_adapters(model, loaded.head, rows, config, lambda done: None)
         assert seen
         assert all(seen), f"training {trained}"
         assert set(vars(model)) == attributes
