@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import findings, page
+from benchmarks import findings, page, real_models
 from benchmarks.findings import Column
-from benchmarks.recording import filled, read_summary
+from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, filled, kept, read_summary
 
 
 @pytest.mark.parametrize("marker", page.blocks())
@@ -16,6 +16,12 @@ def test_a_table_of_the_page_is_that_of_the_results(marker: str) -> None:
 
 def test_the_picture_is_that_of_the_results() -> None:
     assert page.fingerprint(page.points()) in page.PICTURE.read_text(encoding="utf-8"), "run python -m benchmarks.page"
+
+
+def test_what_real_models_gave_and_took_is_what_was_measured() -> None:
+    found = kept("real_models", "cases")
+    assert filled(METHOD_PAGE, "real-models") == real_models.table(found), "run python -m benchmarks.real_models"
+    assert filled(DEPLOY_PAGE, "sizing") == real_models.sizing(found), "run python -m benchmarks.real_models"
 
 
 def test_the_goals_of_the_summary_are_those_of_the_results() -> None:
