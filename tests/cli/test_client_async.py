@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -76,7 +77,8 @@ def test_a_whole_life_over_the_event_loop(settings: Settings, tiny_bert: Path, t
             with pytest.raises(ApiError, match="job_not_found"):
                 await first.refresh()
 
-    with serving(settings.model_copy(update={"model_root": tiny_bert.parent})) as (_, port):
+    shutil.copytree(tiny_bert, tmp_path / "models" / "tiny-bert")
+    with serving(settings.model_copy(update={"model_root": tmp_path / "models"})) as (_, port):
         asyncio.run(life(port))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.helpers import descendants, is_alive, wait_for
+from tests.helpers import command_line, descendants, is_alive, wait_for
 
 COMMAND = ["sh", "-c", "(trap '' TERM; exec sleep 1001) & exec sleep 1000"]
 """A command with a child that does not listen."""
@@ -26,11 +26,12 @@ def tether() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def tethered(process: subprocess.Popen[bytes], known: psutil.Process | None = None) -> list[psutil.Process]:
-    """The command and its child, once they run and are not the `known` ones."""
+    """The command and its child, once both are no shells any more and not the `known` ones."""
 
     def found() -> list[psutil.Process]:
-        running = descendants("sleep 100", process.pid)
-        return running if len(running) == 2 and known not in running else []
+        running = sorted(descendants("sleep 100", process.pid), key=command_line)
+        ready = [command_line(one) for one in running] == ["sleep 1000", "sleep 1001"]
+        return running if ready and known not in running else []
 
     return wait_for(found, what="the command")
 
@@ -44,7 +45,7 @@ def test_a_parent_that_lets_go_stops_the_whole_group(tether: subprocess.Popen[by
 
 
 def test_a_command_that_died_is_started_again_and_its_group_is_gone(tether: subprocess.Popen[bytes]) -> None:
-    command, child = sorted(tethered(tether), key=lambda process: process.cmdline())
+    command, child = tethered(tether)
     command.send_signal(signal.SIGKILL)
     tethered(tether, known=command)
     assert not is_alive(child)
