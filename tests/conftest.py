@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,11 @@ import pytest
 from tests.tiny import write_tiny_bert
 
 pytest_plugins = ["tests.service_fixtures"]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imported libraries hold out of every later collection: each training asks for a whole one."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
