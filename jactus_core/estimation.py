@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from jactus_core.allocation import affordable_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
@@ -28,6 +27,10 @@ FACTOR_BYTES = 4
 ORDER_BYTES = 4
 """Per input of a low-rank layer: its place in the order."""
 DECOMPOSITION_BYTES = 8
+LOGIT_BYTES = 4
+"""Per token and word of the vocabulary."""
+LOGITS_HELD = {"calibrating": 4, "finetuning": 8, "evaluating": 2}
+"""Times: as they are, those that count, as log-probabilities, and the gradients of these; of the teacher as well."""
 PROBE_TOKENS = 8
 EIGEN_FLOPS = 25
 """Per cubed side of a layer: two eigendecompositions and a singular value decomposition."""
@@ -111,7 +114,7 @@ def _image_side(model: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], config: CompressionConfig) -> Estimate:
+def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: CompressionConfig) -> Estimate:
     shapes = targets.shapes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     width = torch.finfo(getattr(torch, config.dtype)).bits // 8
@@ -138,6 +141,8 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
     workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
     tokens = _row_tokens(model, config)
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
+    words = 0 if TASKS[config.task].is_classification else model.config.get_text_config().vocab_size
+    logits = LOGIT_BYTES * config.batch_size * tokens * words
     trained = sum(_core_rank(m, n, max(config.budgets)) ** 2 for m, n in shapes.values())
     largest = max(point.bytes for point in budgets)
     adapters = ADAPTER_RANK * sum(m + n for m, n in shapes.values()) if config.adapter_epochs else 0
@@ -148,6 +153,8 @@ def _estimate(model: nn.Module, targets: Targets, groups: list[list[str]], confi
         "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * trained + activations,
         "evaluating": 2 * weights + activations // len(shapes),
     }
+    for stage, times in LOGITS_HELD.items():
+        memory[stage] += times * logits
     disk = factors + held + sum(point.bytes for point in budgets) + largest
     return Estimate(
         parameters,

@@ -52,6 +52,18 @@ def test_a_model_of_seven_billion_parameters_is_estimated_without_its_weights(ll
     assert found.smallest_budget == pytest.approx(smallest / found.compressible_parameters)
 
 
+def test_what_a_language_model_says_takes_memory(llama: str, tmp_path: Path) -> None:
+    few = estimate(llama, task="text-generation", batch_size=4, max_length=64)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, "vocab_size": 10 * 32000}))
+    many = estimate(llama, task="text-generation", batch_size=4, max_length=64)
+
+    logits = 4 * 4 * 64 * 9 * 32000  # float32, of 9 more words for each one
+    more_weights = many.bytes - few.bytes
+    for stage, models, copies in (("calibrating", 1, 4), ("finetuning", 2, 8), ("evaluating", 2, 2)):
+        more = many.peak_memory_bytes[stage] - few.peak_memory_bytes[stage]
+        assert more == models * more_weights + copies * logits
+
+
 def test_a_bound_on_covariances_means_more_passes_and_less_memory(llama: str) -> None:
     free = estimate(llama, task="text-generation")
     bound = estimate(llama, task="text-generation", max_covariance_bytes=8 * 2**30)
