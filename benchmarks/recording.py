@@ -22,6 +22,8 @@ SUMMARY = RESULTS / "summary.json"
 DOCS = Path(__file__).parent.parent / "docs"
 METHOD_PAGE = DOCS / "method.md"
 DEPLOY_PAGE = DOCS / "deploy.md"
+WRITTEN = ("benchmarks/results", "docs")
+"""By benchmarks, in the repository."""
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
@@ -150,9 +152,11 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured, marked when files differ from it."""
-    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit that was measured, marked when anything but results and pages, which are written meanwhile, differs."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    command = ["git", "diff", "--quiet", "HEAD", "--", ":(top)", *(f":(top,exclude){path}" for path in WRITTEN)]
+    changed = subprocess.run(command, check=False).returncode
+    return head.stdout.strip() + ("-dirty" if changed else "")
 
 
 def today() -> str:
