@@ -152,8 +152,9 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured, marked when anything but results and pages, which are written meanwhile, differs."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    """The commit that was measured, marked when anything differs but results and pages: they are written meanwhile."""
+    name = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(name, capture_output=True, text=True, check=True)
     command = ["git", "diff", "--quiet", "HEAD", "--", ":(top)", *(f":(top,exclude){path}" for path in WRITTEN)]
     changed = subprocess.run(command, check=False).returncode
     return head.stdout.strip() + ("-dirty" if changed else "")

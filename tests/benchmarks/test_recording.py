@@ -11,8 +11,8 @@ from benchmarks.recording import commit
 
 
 def git(*arguments: str) -> str:
-    given = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org"]
-    return subprocess.run(["git", *given, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    command = ["git", "-c", "user.name=Somebody", "-c", "user.email=somebody@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_results_that_are_written_meanwhile_do_not_change_the_code(
