@@ -174,6 +174,7 @@ def conclude() -> None:
         ("preparation_vs_svd_llm", preparations, "calibration and decomposition / SVD-LLM's"),
     ):
         value = statistics.median(values)
+        metric = f"{metric}, median over {', '.join(found['experiment'] for found in files)}"
         summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
+from benchmarks import costs, recording
 from benchmarks.costs import SHARES, svd_llm, time_to_result
 from jactus_core.factorization import Metric, factorize
 
@@ -21,6 +26,31 @@ def test_time_to_result_is_that_of_the_shortest_schedule_that_reaches_what_both_
     )
 
     assert time_to_result(found, seed=3) == {"jactus": 18, "lora": 39}
+
+
+def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "FOLDER", tmp_path / "costs")
+    monkeypatch.setattr(recording, "SUMMARY", tmp_path / "summary.json")
+    (tmp_path / "costs").mkdir()
+    for name, slower in (("one", 2.0), ("other", 3.0), ("third", 7.0)):
+        taken = {"jactus": 10.0 * slower, "lora": 10.0}
+        runs = {
+            f"{method}, {share:g} of the steps, seed 0": {"seconds": seconds, "dev": share, "peak_bytes": seconds}
+            for method, seconds in taken.items()
+            for share in SHARES
+        }
+        found = {"experiment": name, "runs": runs, "preparation": {"ours": [slower], "svd-llm": [1.0]}}
+        (tmp_path / "costs" / f"{name}.json").write_text(json.dumps(found))
+
+    costs.conclude()
+
+    rows = {row["id"]: row for row in json.loads((tmp_path / "summary.json").read_text())}
+    assert rows.keys() == {"time_vs_lora", "memory_vs_lora", "preparation_vs_svd_llm"}
+    for row in rows.values():
+        assert (row["value"], row["holds"]) == (3.0, False)
+        assert row["metric"].endswith("median over one, other, third")
 
 
 def test_svd_llm_truncates_as_well_as_the_closed_form_with_the_inputs_alone() -> None:
