@@ -159,6 +159,7 @@ def time_to_result(runs: Mapping[str, Mapping[str, float]], seed: int) -> dict[s
 
 def conclude() -> None:
     files = [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    names = ", ".join(found["experiment"] for found in files)
     times, memories, preparations = [], [], []
     for found in files:
         runs = found["runs"]
@@ -174,8 +175,7 @@ def conclude() -> None:
         ("preparation_vs_svd_llm", preparations, "calibration and decomposition / SVD-LLM's"),
     ):
         value = statistics.median(values)
-        metric = f"{metric}, median over {', '.join(found['experiment'] for found in files)}"
-        summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
+        summarize(id, f"{metric}, median over {names}", value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
 
 
 if __name__ == "__main__":
