@@ -94,7 +94,7 @@ def one_run(options: argparse.Namespace, name: str, method: str, share: float, s
         raise SystemExit(f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first.")
     epochs = experiment.config(seed).epochs * share
     shorter = replace(experiment, settings={**experiment.settings, "epochs": epochs})
-    trial = Trial(shorter, seed, options.models, options.data)
+    trial = Trial(shorter, seed, options.models, options.data, once=True)
     tuned: list[Any] = []
     began = time.monotonic()
     peak = peak_resident(lambda: tuned.append(METHODS[method].run(trial, BUDGETS[method], rate)))
@@ -175,7 +175,7 @@ def conclude() -> None:
         ("preparation_vs_svd_llm", preparations, "calibration and decomposition / SVD-LLM's"),
     ):
         value = statistics.median(values)
-        summarize(id, f"{metric}, median over {names}", value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
+        summarize(id, f"{metric}, median over {names}", value, f"<= {BOUND:g}", value <= BOUND, COMMAND, files)
 
 
 if __name__ == "__main__":

@@ -152,15 +152,17 @@ def ratios(milliseconds: Mapping[str, list[float]]) -> dict[str, float]:
 def conclude() -> None:
     """One figure per engine, budget and batch size, at the default rounding: the mean over experiments."""
     multiple = CompressionConfig().rank_multiple
-    measured = [found["milliseconds"] for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    files = [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
     for engine in ENGINES:
         for size in BATCHES:
-            series = [found[key] for found in measured if (key := f"{engine}, batch {size}") in found]
+            key = f"{engine}, batch {size}"
+            used = [found for found in files if key in found["milliseconds"]]
+            series = [found["milliseconds"][key] for found in used]
             for budget in BUDGETS if series else ():
                 value = statistics.mean(ratios(found)[variant(budget, multiple)] for found in series)
                 id = f"inference_batch{size}@{budget:g}/{engine}"
                 metric = f"time of compressed / dense, {engine}, batch {size}, ranks of {multiple}"
-                summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND)
+                summarize(id, metric, value, f"<= {BOUND:g}", value <= BOUND, COMMAND, used)
 
 
 if __name__ == "__main__":

@@ -62,14 +62,20 @@ def main() -> None:
 
 def summarize_quality() -> None:
     """The goals in the summary of all benchmarks, over the experiments that have all of both sides."""
-    for id, (found, against, bound) in quality_goals().items():
+    for id, (found, ours, against, bound) in quality_goals().items():
         metric = f"JACTUS - {METHODS[against.method].title}, points over {len(found.by_experiment)} tasks"
         value = 100 * found.mean
-        summarize(id, metric, value, f">= {bound:g}", value >= bound, COMMAND)
+        used = [
+            result
+            for name in found.by_experiment
+            for column in (ours, against)
+            for result in findings.results(name, column).values()
+        ]
+        summarize(id, metric, value, f">= {bound:g}", value >= bound, COMMAND, used)
 
 
-def quality_goals() -> dict[str, tuple[findings.Difference, Column, float]]:
-    """By id: the difference to the best of the peers, which one that is, and the points asked for."""
+def quality_goals() -> dict[str, tuple[findings.Difference, Column, Column, float]]:
+    """By id: the difference to the best of the peers, ours, which one theirs is, and the points asked for."""
     adapters = [Column(name, 1.0) for name in ADAPTERS]
     goals = {"quality_vs_peft@0.8": (Column(OURS, 0.8), adapters, PEFT_BOUND)}
     for budget, bound in RIVAL_BOUNDS.items():
@@ -80,7 +86,7 @@ def quality_goals() -> dict[str, tuple[findings.Difference, Column, float]]:
         experiments = complete([ours, *peers])
         if experiments:
             against = best(experiments, peers)
-            found[id] = difference(experiments, ours, against), against, bound
+            found[id] = difference(experiments, ours, against), ours, against, bound
     return found
 
 
@@ -136,9 +142,9 @@ def len_of_seeds(experiment: str) -> str:
 def differences_table() -> str:
     """Points of JACTUS minus the best peer of each goal, by experiment, paired by seed."""
     goals = quality_goals()
-    experiments = [name for name in SMALL if any(name in found.by_experiment for found, _, _ in goals.values())]
+    experiments = [name for name in SMALL if any(name in found.by_experiment for found, *_ in goals.values())]
     rows = []
-    for id, (found, against, _) in goals.items():
+    for id, (found, _, against, _) in goals.items():
         cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
         whole = f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}"
         rows.append([f"`{id}`", METHODS[against.method].title, *cells, whole])

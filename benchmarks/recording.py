@@ -65,6 +65,13 @@ def peak_resident(action: Callable[[], object]) -> int:
     return highest[0]
 
 
+def origin(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Where, when and with which code these were measured; here and now for none."""
+    found = [*results] or [{"commit": commit(), "machine": machine(), "date": today()}]
+    of = {key: sorted({str(result[key]) for result in found}) for key in ("commit", "machine", "date")}
+    return {"commit": ", ".join(of["commit"]), "machine": "; ".join(of["machine"]), "date": of["date"][-1]}
+
+
 def write_result(file: Path, content: Mapping[str, Any]) -> None:
     """Write one result whole, with where and with what it was measured."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +95,10 @@ def read_summary() -> list[dict[str, Any]]:
     return list(json.loads(SUMMARY.read_text(encoding="utf-8"))) if SUMMARY.exists() else []
 
 
-def summarize(id: str, metric: str, value: float, bound: str, holds: bool, command: str) -> None:
-    """Replace this figure in the summary of all benchmarks."""
+def summarize(
+    id: str, metric: str, value: float, bound: str, holds: bool, command: str, results: Iterable[Mapping[str, Any]] = ()
+) -> None:
+    """Replace this figure in the summary of all benchmarks; `results` are what it is made of, if not of this run."""
     row = {
         "id": id,
         "metric": metric,
@@ -97,9 +106,7 @@ def summarize(id: str, metric: str, value: float, bound: str, holds: bool, comma
         "bound": bound,
         "holds": holds,
         "command": command,
-        "commit": commit(),
-        "machine": machine(),
-        "date": today(),
+        **origin(results),
     }
     rows = sorted([*(old for old in read_summary() if old["id"] != id), row], key=lambda row: str(row["id"]))
     SUMMARY.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

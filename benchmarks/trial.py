@@ -46,9 +46,15 @@ class TwoFactors(LayerSpectrum):
 class Trial:
     """Compress one model in many ways; nothing that a method does is seen by the next."""
 
-    def __init__(self, experiment: Experiment, seed: int, models: Path | None, data: Path | None) -> None:
-        """`models` and `data` are folders with what the experiment names; None: both come from the hub."""
+    def __init__(
+        self, experiment: Experiment, seed: int, models: Path | None, data: Path | None, once: bool = False
+    ) -> None:
+        """`models` and `data` are folders with what the experiment names; None: both come from the hub.
+
+        A trial of one method at one budget, `once`, lets go of statistics and factors when the cores are in place.
+        """
         self.config = experiment.config(seed)
+        self.once = once
         self.metric = TASKS[experiment.task].metric
         self.answer_of = experiment.answer_of
         self.splits = splits = read_splits(experiment, data)
@@ -116,6 +122,9 @@ class Trial:
         uniform = config.allocation == "uniform"
         ranks = allocate(spectra, config.budgets[0], multiple=config.rank_multiple, uniform=uniform).ranks
         install_cores(model, factors.__getitem__, ranks, config.core_basis)
+        if self.once:
+            self._statistics.clear()
+            factors.clear()
         return model, ranks
 
     def _prepared(self, config: CompressionConfig) -> tuple[PreTrainedModel, Factors]:

@@ -41,7 +41,9 @@ def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
             for method, seconds in taken.items()
             for share in SHARES
         }
-        found = {"experiment": name, "runs": runs, "preparation": {"ours": [slower], "svd-llm": [1.0]}}
+        preparation = {"ours": [slower], "svd-llm": [1.0]}
+        origin = {"commit": f"of {name}", "machine": "two cores", "date": "2026-01-01"}
+        found = {"experiment": name, "runs": runs, "preparation": preparation, **origin}
         (tmp_path / "costs" / f"{name}.json").write_text(json.dumps(found))
 
     costs.conclude()
@@ -51,6 +53,7 @@ def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
     for row in rows.values():
         assert (row["value"], row["holds"]) == (3.0, False)
         assert row["metric"].endswith("median over one, other, third")
+        assert (row["commit"], row["machine"]) == ("of one, of other, of third", "two cores")
 
 
 def test_svd_llm_truncates_as_well_as_the_closed_form_with_the_inputs_alone() -> None:

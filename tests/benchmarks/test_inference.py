@@ -46,7 +46,8 @@ def test_a_figure_is_the_mean_over_experiments_of_the_median_ratio(
     for name, slower in (("a", 1.0), ("b", 2.0)):
         times = {variant(budget, multiple): [5.0 * slower, 50.0, 4.0] for budget in BUDGETS for multiple in MULTIPLES}
         measured = {f"eager, batch {size}": {DENSE: [10.0, 100.0, 8.0], **times} for size in BATCHES}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"milliseconds": measured}))
+        origin = {"commit": f"of {name}", "machine": "two cores", "date": "2026-01-01"}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"milliseconds": measured, **origin}))
 
     inference.conclude()
 

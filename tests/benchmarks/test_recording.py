@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recording import commit
+from benchmarks.recording import commit, origin
 
 
 def git(*arguments: str) -> str:
@@ -34,3 +34,13 @@ def test_results_that_are_written_meanwhile_do_not_change_the_code(
 
     code.write_text("2")
     assert commit() == f"{head}-dirty"
+
+
+def test_a_figure_comes_from_where_its_results_were_measured_and_is_as_old_as_the_newest() -> None:
+    def result(commit: str, date: str) -> dict[str, str]:
+        return {"commit": commit, "machine": "two cores", "date": date, "experiment": "one"}
+
+    found = origin([result("b", "2026-02-01"), result("a", "2026-03-01"), result("b", "2026-01-01")])
+
+    assert found == {"commit": "a, b", "machine": "two cores", "date": "2026-03-01"}
+    assert origin([]).keys() == found.keys()
