@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from benchmarks.findings import Column
 from benchmarks.methods import METHODS
 from benchmarks.quality import run_experiments
 from benchmarks.runs import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, tuning_runs
+from benchmarks.trial import Trial
 from tests.tiny import reviews, write_tiny_bert
 
 RIVALS = ("svd-llm+lora", "svd-llm+cores")
@@ -70,6 +73,19 @@ def test_every_method_is_run_once_for_every_budget_and_seed(
 
     monkeypatch.setattr(quality, "measure", lambda run, trial: pytest.fail(f"{run} is run again"))
     run_experiments(["tiny"], options)
+
+
+def test_a_trial_of_one_method_holds_nothing_that_its_training_does_not_need(options: argparse.Namespace) -> None:
+    trials = [Trial(TINY, 0, options.models, options.data, once=once) for once in (True, False)]
+    config = trials[0].config
+    calibrated = [weakref.ref(next(iter(trial.statistics(config).values()))) for trial in trials]
+
+    models = [trial.compressed(config)[0] for trial in trials]
+
+    gc.collect()
+    assert [seen() is None for seen in calibrated] == [True, False]
+    scores = [trial.dev_score(model) for trial, model in zip(trials, models, strict=True)]
+    assert scores[0] == scores[1]
 
 
 def test_a_result_of_other_settings_is_run_again() -> None:
