@@ -9,6 +9,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -178,24 +179,33 @@ Points = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 def points() -> Points:
     """By modality and method: the share kept and the mean accuracy, over experiments that have all that is drawn.
 
-    A modality is drawn as soon as there is something to compare.
+    As many experiments times columns as there are results for: one experiment that is ahead of the others does not
+    displace them. A modality is drawn as soon as there is something to compare.
     """
     drawn = {}
     for modality, names in shown().items():
-        columns = [
-            column
-            for column in COLUMNS
-            if column.method in STYLES and any(findings.is_complete(name, column) for name in names)
-        ]
-        whole = [name for name in names if all(findings.is_complete(name, column) for column in columns)]
-        columns = [column for column in columns if findings.is_everywhere(whole, column)]
+        subsets = [subset for count in range(1, len(names) + 1) for subset in combinations(names, count)]
+        whole, columns = max(
+            ((subset, drawable(subset)) for subset in subsets), key=lambda found: len(found[0]) * len(found[1])
+        )
         methods = dict.fromkeys(column.method for column in columns)
-        if whole and len(methods) > 1:
+        if len(methods) > 1:
             drawn[modality] = {
                 method: [(c.budget, round(findings.mean(whole, c), 5)) for c in columns if c.method == method]
                 for method in methods
             }
     return drawn
+
+
+def drawable(experiments: Sequence[str]) -> list[Column]:
+    """What is complete for all of them; not a hopeless one, which has no scores in some."""
+    return [
+        column
+        for column in COLUMNS
+        if column.method in STYLES
+        and all(findings.is_complete(name, column) for name in experiments)
+        and findings.is_everywhere(experiments, column)
+    ]
 
 
 def draw(panels: Points, file: Path = PICTURE) -> None:

@@ -38,3 +38,15 @@ def test_an_empty_cell_is_left_empty_and_a_single_seed_has_no_spread(monkeypatch
     lines = page.scores_table(["sst2"]).splitlines()
 
     assert lines[2:] == ["| JACTUS | 80% | 85.0 ± 7.1 |", "| LoRA r=16 | 100% | 90.0 |"]
+
+
+def test_an_experiment_that_is_ahead_of_the_others_does_not_displace_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, lora, full = Column("jactus", 0.8), Column("lora", 1.0), Column("full", 1.0)
+    known = {"sst2": (ours, lora, full), "banking77": (ours, lora), "emotion": (ours, lora)}
+    monkeypatch.setattr(findings, "is_complete", lambda name, column: column in known.get(name, ()))
+    monkeypatch.setattr(findings, "scores", lambda name, column: {0: {"sst2": 0.9}.get(name, 0.6)})
+
+    assert page.points() == {"text": {"jactus": [(0.8, 0.7)], "lora": [(1.0, 0.7)]}}
+
+    known["banking77"] = known["emotion"] = known["sst2"]
+    assert page.points()["text"].keys() == {"jactus", "lora", "full"}
