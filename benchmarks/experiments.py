@@ -93,7 +93,6 @@ SMALL: Mapping[str, Experiment] = {
             "batch_size": 16,
             "epochs": 1,
             "calibration_samples": 256,
-            "adapter_share": 0.75,  # chosen on dev: of 0, the default for classifiers, 0.5 and this
             "dtype": "bfloat16",
         },
     ),

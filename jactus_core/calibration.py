@@ -23,6 +23,7 @@ from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.losses import cross_entropy_sum, drawn_labels, without_labels
 from jactus_core.modeling_jactus import matrix_shape
+from jactus_core.precision import fast_bfloat16
 from jactus_core.subspaces import exact
 
 Shrinkage = Literal["ledoit-wolf", "oas"] | float
@@ -183,7 +184,7 @@ def calibrate(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     recorder = _Recorder(layers, groups)
-    with recorder.attached():
+    with recorder.attached(), fast_bfloat16(model):
         for number, batch in enumerate(batches, start=1):
             mask = batch.get("attention_mask")
             recorder.mask = None if mask is None else mask.bool()

@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 FEW_SAMPLES = 64
 """Fewer calibration rows than this still work, with covariances that lean on their shrinkage; a warning says so."""
 PROBE_ROWS = 4
-ADAPTATION = {"adapter_share", "epochs", "learning_rate", "gradient_checkpointing"}
-"""Settings that a language model's calibration depends on, since it is tuned before."""
+ADAPTATION = {"adapter_share", "adapter_start", "epochs", "learning_rate", "gradient_checkpointing"}
+"""Settings that the calibration of a model depends on if it is tuned before."""
 AFTER_DECOMPOSITION = ADAPTATION | {
     "budgets",
     "budget_scope",
@@ -62,7 +62,7 @@ AFTER_DECOMPOSITION = ADAPTATION | {
     "max_shard_size",
     "max_covariance_bytes",
 }
-"""Settings that a classifier's calibration and decomposition do not depend on: changing them keeps their results."""
+"""Settings that calibration and decomposition do not depend on otherwise: changing them keeps their results."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class _Run:
             return
         self.clock.enter("calibrating")
         self.key = fingerprint(self.key, config.model_dump(mode="json", include=ADAPTATION))
-        install_adapters(model, targets.layers, config.seed)
+        install_adapters(model, targets.layers, config.seed, config.adapters_start)
         show = self._note("tuning adapters")
         train = lambda: tune_adapters(model, head, data.train, config, show, self.processes)  # noqa: E731
         self._trained("adapters", head | adapter_names(model), train)

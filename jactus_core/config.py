@@ -13,7 +13,8 @@ Budget = Annotated[float, Field(gt=0, le=1)]
 Intensity = Annotated[float, Field(ge=0, le=1)]
 
 ADAPTER_SHARE = 0.75
-"""Of a language model's epochs, by default."""
+"""Of the epochs, by default, where a model is tuned before it is calibrated."""
+AdapterStart = Literal["zero", "principal"]
 
 
 def _descending(budgets: tuple[float, ...]) -> tuple[float, ...]:
@@ -61,7 +62,12 @@ class Hyperparameters(BaseModel):
     adapter_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = Field(
         default="auto",
         description="Share of the epochs that the model is tuned by low-rank adapters before it is calibrated; auto: "
-        "0.75 for language models, 0 for classifiers, whose new head is trained before.",
+        "0.75 for language models and for images, 0 for texts that are classified.",
+    )
+    adapter_start: Literal["auto"] | AdapterStart = Field(
+        default="auto",
+        description="zero: the adapters change nothing at first, as in LoRA; principal: they start as the 16 leading "
+        "directions of each weight, as in PiSSA; auto: zero for language models, principal for classifiers.",
     )
 
     calibration_samples: int = Field(default=512, ge=1, description="Training rows used to estimate covariances.")
@@ -132,8 +138,16 @@ class CompressionConfig(Hyperparameters):
         """Epochs before the calibration."""
         share = self.adapter_share
         if share == "auto":
-            share = 0.0 if TASKS[self.task].is_classification else ADAPTER_SHARE
+            task = TASKS[self.task]
+            share = 0.0 if task.is_classification and not task.reads_images else ADAPTER_SHARE
         return self.epochs * share
+
+    @property
+    def adapters_start(self) -> AdapterStart:
+        """What the adapters are at first."""
+        if self.adapter_start == "auto":
+            return "principal" if TASKS[self.task].is_classification else "zero"
+        return self.adapter_start
 
     @property
     def repairs(self) -> bool:

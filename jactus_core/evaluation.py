@@ -14,6 +14,7 @@ from jactus_core.distributed import ALONE, Processes
 from jactus_core.encoding import Choice, Encoded, to_device
 from jactus_core.losses import row_scores
 from jactus_core.modeling_jactus import LowRankLinear
+from jactus_core.precision import fast_bfloat16
 from jactus_core.tasks import TASKS, TaskName
 
 Metrics = dict[str, float]
@@ -72,7 +73,9 @@ def evaluate(
         batch = to_device(batch, model.device)
         labels = batch.pop("labels")
         at = rows[done : done + len(labels)]
-        scores[:, at] = torch.stack([found.float() for found in row_scores(model(**batch).logits, labels)])
+        with fast_bfloat16(model):
+            logits = model(**batch).logits
+        scores[:, at] = torch.stack([found.float() for found in row_scores(logits, labels)])
         done += len(labels)
         if report:
             report(done / len(rows))

@@ -26,9 +26,10 @@ from jactus_core.config import CompressionConfig
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.layers import CoreLinear, adapter_names, train_only
+from jactus_core.layers import AdaptedLinear, CoreLinear, adapter_names, train_only
 from jactus_core.loading import Loaded
 from jactus_core.losses import cross_entropy_sum, divergence, without_labels
+from jactus_core.precision import fast_bfloat16
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """Of a model on a batch: scalar, a mean over what counts."""
@@ -43,8 +44,10 @@ WARMUP_FORWARD_SHARE = 0.8
 """Share of the head's warm-up time that the body's single forward pass takes."""
 FULL_RATE_RANK = 96
 """The largest rank of a core that is trained at the full rate."""
-ADAPTER_RATE = 3.0
-"""Of adapters, relative to the rate of cores."""
+ZERO_RATE = 3.0
+"""Of adapters that start at zero, relative to the rate of cores."""
+PRINCIPAL_RATE = 8.0
+"""Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
 
 
 def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
@@ -63,20 +66,21 @@ def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, repor
     body = model.get_submodule(loaded.body)
     body_forward = body.forward
     try:
-        for step in range(steps):
-            if step % len(batches) == 0:
-                order.shuffle(batches)
-            batch, outputs = batches[step % len(batches)]
-            body.forward = lambda *args, **kwargs: outputs  # noqa: B023 - called before the loop moves on
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-                loss = model(**batch).loss
-            if not torch.isfinite(loss):
-                raise NonFiniteLoss(f"The loss is {loss.item()} at warm-up step {step + 1} of the task head.")
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            report(WARMUP_FORWARD_SHARE + (1 - WARMUP_FORWARD_SHARE) * (step + 1) / steps)
+        with fast_bfloat16(model):
+            for step in range(steps):
+                if step % len(batches) == 0:
+                    order.shuffle(batches)
+                batch, outputs = batches[step % len(batches)]
+                body.forward = lambda *args, **kwargs: outputs  # noqa: B023 - called before the loop moves on
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    loss = model(**batch).loss
+                if not torch.isfinite(loss):
+                    raise NonFiniteLoss(f"The loss is {loss.item()} at warm-up step {step + 1} of the task head.")
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                report(WARMUP_FORWARD_SHARE + (1 - WARMUP_FORWARD_SHARE) * (step + 1) / steps)
     finally:
         body.forward = body_forward
         for parameter in model.parameters():
@@ -97,7 +101,7 @@ def _batches_with_body_outputs(
     try:
         for batch in islice(data.batches(HEAD_BATCH, data.order(seed=config.seed)), total):
             batch = to_device(batch, model.device)
-            with torch.no_grad():
+            with torch.no_grad(), fast_bfloat16(model):
                 model(**without_labels(batch))
             found.append((batch, outputs.pop()))
             room -= sum(value.nbytes for value in found[-1][1].values() if isinstance(value, Tensor))
@@ -123,8 +127,7 @@ def tune_adapters(
     """
     dtype = model.dtype
     train_only(model, head | adapter_names(model))
-    changes = {"epochs": config.adapter_epochs, "learning_rate": ADAPTER_RATE * config.learning_rate}
-    fit(model, data, config.model_copy(update=changes), report, processes)
+    fit(model, data, config.model_copy(update={"epochs": config.adapter_epochs}), report, processes)
     for name in head:
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.to(dtype)
@@ -201,7 +204,8 @@ def fit(
             callbacks=[_Watch(report)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with fast_bfloat16(model):
+            trainer.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     if use_cache is not None:
@@ -237,7 +241,7 @@ def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.o
     groups: list[dict[str, Any]] = [
         {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part)}
         for layer, module in model.named_modules()
-        if isinstance(module, CoreLinear)
+        if isinstance(module, CoreLinear | AdaptedLinear)
         for part in ("core", "up", "down")
         if (name := f"{layer}.{part}") in trained
     ]
@@ -246,12 +250,15 @@ def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.o
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARMUP_SHARE), steps)
 
 
-def _relative_rate(layer: CoreLinear, part: str) -> float:
-    """Of one part of a layer with a core."""
+def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
+    """Of one part of a layer with a core or an adapter."""
     parameter = layer.get_parameter(part).detach()
     if part == "core":
         return min(FULL_RATE_RANK / len(parameter), 1.0)
-    return float(parameter.square().mean().sqrt())
+    if isinstance(layer, AdaptedLinear) and layer.start == "zero":
+        return ZERO_RATE
+    size = float(parameter.square().mean().sqrt())
+    return PRINCIPAL_RATE * size if isinstance(layer, AdaptedLinear) else size
 
 
 class _Trainer(Trainer):

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from jactus_core.config import AdapterStart
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Factorization, interpolative
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
@@ -155,17 +156,23 @@ class CoreLinear(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A dense layer with a low-rank change beside it, as in LoRA (Hu et al. 2022): y = (W + up · down) x + b.
+    """A dense layer in two parts, y = (R + up · down) x + b, where R + up · down is its weight W at first.
 
-    Both factors are trained, W is not. `down` (rank, n) starts at random, `up` (m, rank) at zero.
+    Both factors, `up` (m, rank) and `down` (rank, n), are trained, R is not. With the start "zero" it is that of LoRA
+    (Hu et al. 2022): `up` is zero, `down` random. With "principal" it is that of PiSSA (Meng et al. 2024): the product
+    is the leading part of W's singular value decomposition, each factor taking the square roots of its values.
     """
 
-    def __init__(self, dense: nn.Module, rank: int, draws: torch.Generator) -> None:
+    @torch.no_grad()
+    def __init__(self, dense: nn.Module, rank: int, start: AdapterStart) -> None:
         super().__init__()
-        (m, n), device = matrix_shape(dense), matrix_of(dense).device
+        weight = matrix_of(dense)
+        up, down = _leading_factors(weight, rank) if start == "principal" else _zero_product(weight, rank)
+        weight.sub_((up @ down).to(weight.dtype))
         self.dense = dense
-        self.up = nn.Parameter(torch.zeros(m, rank, device=device))
-        self.down = nn.Parameter(torch.empty(rank, n).uniform_(-(n**-0.5), n**-0.5, generator=draws).to(device))
+        self.start = start
+        self.up = nn.Parameter(up)
+        self.down = nn.Parameter(down)
 
     @property
     def weight(self) -> Tensor:
@@ -173,9 +180,9 @@ class AdaptedLinear(nn.Module):
         return matrix_of(self.dense)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        trained = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
         y: Tensor = self.dense(x)
-        return y + change
+        return y + trained
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
@@ -183,6 +190,21 @@ class AdaptedLinear(nn.Module):
         weight = matrix_of(self.dense)
         weight.copy_(weight.float() + self.up.float() @ self.down.float())
         return self.dense
+
+
+def _zero_product(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """up (m, rank) at zero, down (rank, n) at random, float32."""
+    m, n = weight.shape
+    down = torch.empty(rank, n).uniform_(-(n**-0.5), n**-0.5)
+    return torch.zeros(m, rank, device=weight.device), down.to(weight.device)
+
+
+def _leading_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """up (m, rank), down (rank, n), float32, whose product is close to the best one of that rank."""
+    rank = min(rank, *weight.shape)
+    u, s, v = torch.svd_lowrank(weight.float(), min(2 * rank, *weight.shape), niter=4)
+    roots = s[:rank].sqrt()
+    return u[:, :rank] * roots, (v[:, :rank] * roots).T.contiguous()
 
 
 def _is_cheaper_multiplied(m: int, n: int, rank: int) -> bool:
@@ -227,21 +249,21 @@ def install_cores(
         model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
 
 
-def install_adapters(model: nn.Module, names: Iterable[str], seed: int) -> None:
-    """Put a low-rank change, zero as yet, beside every named layer."""
-    draws = torch.Generator().manual_seed(seed)
+def install_adapters(model: nn.Module, names: Iterable[str], seed: int, start: AdapterStart) -> None:
+    """Put two factors to be trained beside every named layer; what the model computes does not change yet."""
+    set_seed(seed)
     for name in names:
-        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), ADAPTER_RANK, draws))
+        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), ADAPTER_RANK, start))
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:
-    """Of the parameters of all low-rank changes."""
+    """Of the parameters of all adapters."""
     adapted = [name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
     return frozenset(f"{name}.{part}" for name in adapted for part in ("up", "down"))
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Add every low-rank change to its layer's weight."""
+    """Make every adapted layer dense again."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedLinear):
             model.set_submodule(name, module.merged())

@@ -272,14 +272,15 @@ def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUESTIONS = SHORT.model_copy(update={"task": "multiple-choice", "epochs": 4})
 
 
-@pytest.fixture(params=["language model", "classifier"])
+@pytest.fixture(params=["language model", "classifier", "classifier, adapters from zero"])
 def tuned(
     request: pytest.FixtureRequest, tiny_language_model: Path, tiny_bert: Path
 ) -> tuple[Path, CompressionConfig, Any]:
     """A model that adapters tune, how, and rows for it."""
     if request.param == "language model":
         return tiny_language_model, QUESTIONS, rows_for("multiple-choice")
-    changes = {"epochs": 4, "adapter_share": 0.75, "dtype": "bfloat16"}
+    start = "zero" if request.param.endswith("from zero") else "auto"
+    changes = {"epochs": 4, "adapter_share": 0.75, "adapter_start": start, "dtype": "bfloat16"}
     return tiny_bert, SHORT.model_copy(update=changes), reviews()
 
 
@@ -306,6 +307,11 @@ def test_a_model_is_tuned_before_it_is_calibrated_when_that_is_asked_for_or_it_i
     assert config.model_copy(update={"adapter_share": "auto"}).adapter_epochs == (
         0 if config.task == "text-classification" else 0.75 * config.epochs
     )
+
+
+def test_of_classifiers_those_of_images_are_tuned_before_by_default() -> None:
+    assert CompressionConfig(task="image-classification", epochs=4).adapter_epochs == 3
+    assert CompressionConfig(task="text-classification", epochs=4).adapter_epochs == 0
 
 
 def test_a_language_model_is_calibrated_by_its_own_answers(tiny_language_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from jactus_core.allocation import low_rank_parameters
+from jactus_core.config import AdapterStart
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Bases, Factorization, Metric, factorize
 from jactus_core.layers import (
@@ -30,6 +32,7 @@ from tests.tiny import tiny_classifier
 
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
 INPUTS = {"input_ids": torch.arange(5, 25).view(2, 10)}
+STARTS: tuple[AdapterStart, AdapterStart] = ("zero", "principal")
 BASES: tuple[Basis, Basis] = ("whitened", "orthonormal")
 M, N, RANK = 10, 6, 3
 
@@ -328,28 +331,62 @@ def test_only_what_is_named_is_trained_and_in_float32(model: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
-def test_an_adapter_starts_at_nothing_and_is_merged_into_the_weight(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("start", STARTS)
+def test_an_adapter_changes_nothing_at_first_and_is_merged_into_the_weight(
+    start: AdapterStart, kind: str, dtype: torch.dtype
+) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
     dense, x = linear(kind, dtype=dtype), some_inputs(dtype)
     before, weight = dense(x), matrix_of(dense).float().clone()
-    adapted = AdaptedLinear(dense, RANK, torch.Generator().manual_seed(0))
-    assert torch.equal(adapted(x), before)
+    adapted = AdaptedLinear(dense, RANK, start)
+    torch.testing.assert_close(adapted(x), before, rtol=tolerance, atol=tolerance)
+    first = adapted.up @ adapted.down
 
     nn.init.normal_(adapted.up, generator=torch.Generator().manual_seed(1))
-    after = adapted(x)
+    after, change = adapted(x), adapted.up @ adapted.down - first
     merged = adapted.merged()
 
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    torch.testing.assert_close(matrix_of(merged).float() - weight, adapted.up @ adapted.down, rtol=0, atol=tolerance)
+    torch.testing.assert_close(matrix_of(merged).float() - weight, change, rtol=0, atol=tolerance)
     torch.testing.assert_close(merged(x), after, rtol=tolerance, atol=tolerance)
     assert merged is dense
 
 
-def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(model: Any) -> None:
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_a_principal_adapter_starts_as_the_best_product_of_its_rank(kind: str) -> None:
+    dense = linear(kind)
+    weight = matrix_of(dense).double().numpy(force=True).copy()
+    adapted = AdaptedLinear(dense, RANK, "principal")
+
+    u, s, v = np.linalg.svd(weight)
+    best = (u[:, :RANK] * s[:RANK]) @ v[:RANK]
+    product = (adapted.up @ adapted.down).numpy(force=True)
+    np.testing.assert_allclose(product, best, atol=1e-5)
+    np.testing.assert_allclose(matrix_of(adapted.dense).numpy(force=True), weight - best, atol=1e-5)
+    for factor in (adapted.up.T, adapted.down):
+        np.testing.assert_allclose(factor.square().sum(1).numpy(force=True), s[:RANK], rtol=1e-4)
+
+
+def test_a_principal_adapter_of_a_wide_layer_comes_close_to_the_best_product() -> None:
+    """Wider than the directions that are drawn: they are found by iteration."""
+    torch.manual_seed(0)
+    decaying = torch.linalg.qr(torch.randn(200, 200))[0] * torch.arange(1, 201) ** -0.5
+    dense = nn.Linear(200, 200)
+    dense.weight.data.copy_(decaying @ torch.linalg.qr(torch.randn(200, 200))[0])
+    left = float((torch.arange(17, 201) ** -1.0).sum()) ** 0.5
+
+    adapted = AdaptedLinear(dense, 16, "principal")
+
+    assert float(adapted.weight.norm()) == pytest.approx(left, rel=1e-3)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(model: Any, start: AdapterStart) -> None:
     layers = find_targets(model, "bert", HEAD).layers
     structure, before = str(model), model(**INPUTS).logits
     drawn = []
     for seed in (0, 0, 1):
-        install_adapters(model, layers, seed)
+        model = tiny_classifier()
+        install_adapters(model, layers, seed, start)
         assert adapter_names(model) == {f"{name}.{part}" for name in layers for part in ("up", "down")}
         drawn.append(model.get_parameter(f"{next(iter(layers))}.down").detach().clone())
         merge_adapters(model)
@@ -357,4 +394,4 @@ def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(mode
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert (str(model), adapter_names(model)) == (structure, frozenset())
-    assert torch.equal(model(**INPUTS).logits, before)
+    torch.testing.assert_close(model(**INPUTS).logits, before)
