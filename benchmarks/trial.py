@@ -137,7 +137,7 @@ class Trial:
             model = self.loaded.model
             if config.adapter_epochs:
                 model = copy.deepcopy(model)
-                install_adapters(model, self.targets.layers, config.seed, config.adapters_start)
+                install_adapters(model, self.targets.layers, config.seed, config.principal_adapters)
                 tune_adapters(model, self.loaded.head, self.train, config, lambda done: None)
                 merge_adapters(model)
                 statistics = self.calibrate(model, config)

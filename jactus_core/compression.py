@@ -269,7 +269,7 @@ class _Run:
             return
         self.clock.enter("calibrating")
         self.key = fingerprint(self.key, config.model_dump(mode="json", include=ADAPTATION))
-        install_adapters(model, targets.layers, config.seed, config.adapters_start)
+        install_adapters(model, targets.layers, config.seed, config.principal_adapters)
         show = self._note("tuning adapters")
         train = lambda: tune_adapters(model, head, data.train, config, show, self.processes)  # noqa: E731
         self._trained("adapters", head | adapter_names(model), train)

@@ -14,7 +14,6 @@ Intensity = Annotated[float, Field(ge=0, le=1)]
 
 ADAPTER_SHARE = 0.75
 """Of the epochs, by default, where a model is tuned before it is calibrated."""
-AdapterStart = Literal["zero", "principal"]
 
 
 def _descending(budgets: tuple[float, ...]) -> tuple[float, ...]:
@@ -64,7 +63,7 @@ class Hyperparameters(BaseModel):
         description="Share of the epochs that the model is tuned by low-rank adapters before it is calibrated; auto: "
         "0.75 for language models and for images, 0 for texts that are classified.",
     )
-    adapter_start: Literal["auto"] | AdapterStart = Field(
+    adapter_start: Literal["auto", "zero", "principal"] = Field(
         default="auto",
         description="zero: the adapters change nothing at first, as in LoRA; principal: they start as the 16 leading "
         "directions of each weight, as in PiSSA; auto: zero for language models, principal for classifiers.",
@@ -143,11 +142,11 @@ class CompressionConfig(Hyperparameters):
         return self.epochs * share
 
     @property
-    def adapters_start(self) -> AdapterStart:
-        """What the adapters are at first."""
-        if self.adapter_start == "auto":
-            return "principal" if TASKS[self.task].is_classification else "zero"
-        return self.adapter_start
+    def principal_adapters(self) -> bool:
+        """Whether adapters start as the leading directions of the weights."""
+        return self.adapter_start == "principal" or (
+            self.adapter_start == "auto" and TASKS[self.task].is_classification
+        )
 
     @property
     def repairs(self) -> bool:

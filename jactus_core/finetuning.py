@@ -255,7 +255,7 @@ def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
     parameter = layer.get_parameter(part).detach()
     if part == "core":
         return min(FULL_RATE_RANK / len(parameter), 1.0)
-    if isinstance(layer, AdaptedLinear) and layer.start == "zero":
+    if isinstance(layer, AdaptedLinear) and not layer.principal:
         return ZERO_RATE
     size = float(parameter.square().mean().sqrt())
     return PRINCIPAL_RATE * size if isinstance(layer, AdaptedLinear) else size

@@ -12,7 +12,6 @@ from torch.nn import functional
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from jactus_core.config import AdapterStart
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Factorization, interpolative
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
@@ -158,19 +157,19 @@ class CoreLinear(nn.Module):
 class AdaptedLinear(nn.Module):
     """A dense layer in two parts, y = (R + up · down) x + b, where R + up · down is its weight W at first.
 
-    Both factors, `up` (m, rank) and `down` (rank, n), are trained, R is not. With the start "zero" it is that of LoRA
-    (Hu et al. 2022): `up` is zero, `down` random. With "principal" it is that of PiSSA (Meng et al. 2024): the product
-    is the leading part of W's singular value decomposition, each factor taking the square roots of its values.
+    Both factors, `up` (m, rank) and `down` (rank, n), are trained, R is not. They start as in LoRA (Hu et al. 2022),
+    `up` at zero and `down` at random, or, if `principal`, as in PiSSA (Meng et al. 2024): their product is the leading
+    part of W's singular value decomposition, each factor taking the square roots of its values.
     """
 
     @torch.no_grad()
-    def __init__(self, dense: nn.Module, rank: int, start: AdapterStart) -> None:
+    def __init__(self, dense: nn.Module, rank: int, principal: bool) -> None:
         super().__init__()
         weight = matrix_of(dense)
-        up, down = _leading_factors(weight, rank) if start == "principal" else _zero_product(weight, rank)
+        up, down = _leading_factors(weight, rank) if principal else _zero_product(weight, rank)
         weight.sub_((up @ down).to(weight.dtype))
         self.dense = dense
-        self.start = start
+        self.principal = principal
         self.up = nn.Parameter(up)
         self.down = nn.Parameter(down)
 
@@ -249,11 +248,11 @@ def install_cores(
         model.set_submodule(name, CoreLinear(model.get_submodule(name), factors, trained, rank is None, basis))
 
 
-def install_adapters(model: nn.Module, names: Iterable[str], seed: int, start: AdapterStart) -> None:
+def install_adapters(model: nn.Module, names: Iterable[str], seed: int, principal: bool) -> None:
     """Put two factors to be trained beside every named layer; what the model computes does not change yet."""
     set_seed(seed)
     for name in names:
-        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), ADAPTER_RANK, start))
+        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), ADAPTER_RANK, principal))
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:

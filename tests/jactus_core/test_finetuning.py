@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jactus_core import finetuning
-from jactus_core.config import AdapterStart, CompressionConfig
+from jactus_core.config import CompressionConfig
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
@@ -93,26 +93,26 @@ def test_adapters_are_moved_by_their_size_where_they_have_one(tiny_bert: Path) -
     )
     examples, _ = read_examples(reviews(8 * STEPS), config.task)
 
-    def moved(start: AdapterStart, part: str) -> float:
+    def moved(principal: bool, part: str) -> float:
         """Per step, root mean square of the farthest adapter's."""
         torch.manual_seed(0)
         loaded = load_model(find_model(str(tiny_bert)), examples.label_names, config)
         layers = find_targets(loaded.model, loaded.body, loaded.head).layers
         for layer in layers.values():
             matrix_of(layer).mul_(UNLIKE)
-        install_adapters(loaded.model, layers, 0, start)
+        install_adapters(loaded.model, layers, 0, principal)
         before = {name: loaded.model.get_parameter(f"{name}.{part}").detach().clone() for name in layers}
         tune_adapters(loaded.model, loaded.head, encode(examples, loaded, config), config, lambda done: None)
         return max(
             float((loaded.model.get_parameter(f"{name}.{part}").detach() - old).square().mean().sqrt())
-            / (float(old.square().mean().sqrt()) if start == "principal" else 1.0)
+            / (float(old.square().mean().sqrt()) if principal else 1.0)
             / STEPS
             for name, old in before.items()
         )
 
     for part in ("up", "down"):
-        assert 0.1 < moved("principal", part) / (PRINCIPAL_RATE * RATE) < FARTHEST
-        assert 0.1 < moved("zero", part) / (ZERO_RATE * RATE) < FARTHEST
+        assert 0.1 < moved(True, part) / (PRINCIPAL_RATE * RATE) < FARTHEST
+        assert 0.1 < moved(False, part) / (ZERO_RATE * RATE) < FARTHEST
 
 
 def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_training_leaves_nothing_on_a_model_so_that_the_next_one_computes_in_bfl
     loaded = load_model(find_model(str(architecture.write(tmp_path / "model"))), [], config)
     model, rows = loaded.model, encode(examples, loaded, config)
     described, attributes = model.config.to_dict(), set(vars(model))
-    install_adapters(model, find_targets(model, loaded.body, loaded.head).layers, seed=0, start="zero")
+    install_adapters(model, find_targets(model, loaded.body, loaded.head).layers, seed=0, principal=False)
     seen: list[bool] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
 

@@ -11,7 +11,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from jactus_core.allocation import low_rank_parameters
-from jactus_core.config import AdapterStart
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Bases, Factorization, Metric, factorize
 from jactus_core.layers import (
@@ -32,7 +31,6 @@ from tests.tiny import tiny_classifier
 
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
 INPUTS = {"input_ids": torch.arange(5, 25).view(2, 10)}
-STARTS: tuple[AdapterStart, AdapterStart] = ("zero", "principal")
 BASES: tuple[Basis, Basis] = ("whitened", "orthonormal")
 M, N, RANK = 10, 6, 3
 
@@ -331,14 +329,14 @@ def test_only_what_is_named_is_trained_and_in_float32(model: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("principal", [False, True])
 def test_an_adapter_changes_nothing_at_first_and_is_merged_into_the_weight(
-    start: AdapterStart, kind: str, dtype: torch.dtype
+    principal: bool, kind: str, dtype: torch.dtype
 ) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     dense, x = linear(kind, dtype=dtype), some_inputs(dtype)
     before, weight = dense(x), matrix_of(dense).float().clone()
-    adapted = AdaptedLinear(dense, RANK, start)
+    adapted = AdaptedLinear(dense, RANK, principal)
     torch.testing.assert_close(adapted(x), before, rtol=tolerance, atol=tolerance)
     first = adapted.up @ adapted.down
 
@@ -355,7 +353,7 @@ def test_an_adapter_changes_nothing_at_first_and_is_merged_into_the_weight(
 def test_a_principal_adapter_starts_as_the_best_product_of_its_rank(kind: str) -> None:
     dense = linear(kind)
     weight = matrix_of(dense).double().numpy(force=True).copy()
-    adapted = AdaptedLinear(dense, RANK, "principal")
+    adapted = AdaptedLinear(dense, RANK, principal=True)
 
     u, s, v = np.linalg.svd(weight)
     best = (u[:, :RANK] * s[:RANK]) @ v[:RANK]
@@ -374,19 +372,19 @@ def test_a_principal_adapter_of_a_wide_layer_comes_close_to_the_best_product() -
     dense.weight.data.copy_(decaying @ torch.linalg.qr(torch.randn(200, 200))[0])
     left = float((torch.arange(17, 201) ** -1.0).sum()) ** 0.5
 
-    adapted = AdaptedLinear(dense, 16, "principal")
+    adapted = AdaptedLinear(dense, 16, principal=True)
 
     assert float(adapted.weight.norm()) == pytest.approx(left, rel=1e-3)
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(model: Any, start: AdapterStart) -> None:
+@pytest.mark.parametrize("principal", [False, True])
+def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(model: Any, principal: bool) -> None:
     layers = find_targets(model, "bert", HEAD).layers
     structure, before = str(model), model(**INPUTS).logits
     drawn = []
     for seed in (0, 0, 1):
         model = tiny_classifier()
-        install_adapters(model, layers, seed, start)
+        install_adapters(model, layers, seed, principal)
         assert adapter_names(model) == {f"{name}.{part}" for name in layers for part in ("up", "down")}
         drawn.append(model.get_parameter(f"{next(iter(layers))}.down").detach().clone())
         merge_adapters(model)
