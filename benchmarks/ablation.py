@@ -26,6 +26,7 @@ from benchmarks.levers import LEVERS
 from benchmarks.recording import METHOD_PAGE, fill, keep, kept, markdown
 from benchmarks.trial import Trial
 from jactus_core.config import CompressionConfig
+from jactus_core.tasks import TASKS
 
 THRESHOLDS = {"union": "thresholds"}
 UNIFORM = {"allocation": "uniform"}
@@ -33,8 +34,8 @@ FEW = {"calibration_samples": 8}
 FINEST = "rank multiple: 1"
 """What all variants below it change: with ranks this fine no rounding hides a difference."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "defaults": {"rank_multiple": CompressionConfig().rank_multiple},
     FINEST: {},
+    "rank multiple: 8": {"rank_multiple": 8},
     "rank multiple: 64": {"rank_multiple": 64},
     "weighting: input": {"weighting": "input"},
     "weighting: none": {"weighting": "none"},
@@ -60,7 +61,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 Variant = Mapping[str, Any] | Callable[[Trial], PreTrainedModel]
 """Settings to change, or a lever."""
-ON_CLASSIFIERS: Mapping[str, Variant] = {"dense, head tuned": lambda trial: trial.loaded.model, **VARIANTS, **LEVERS}
+ON_CLASSIFIERS: Mapping[str, Variant] = {
+    "dense, head tuned": lambda trial: trial.loaded.model,
+    **VARIANTS,
+    **{f"adapters first, {start}": {"adapter_share": 0.75, "adapter_start": start} for start in ("zero", "principal")},
+    **LEVERS,
+}
 ON_LANGUAGE: Mapping[str, Variant] = {
     "dense, untouched": lambda trial: trial.loaded.model,
     FINEST: {},
@@ -71,6 +77,8 @@ ON_LANGUAGE: Mapping[str, Variant] = {
 SETS = {"sst2": ON_CLASSIFIERS, "emotion": ON_CLASSIFIERS, "dtd10": ON_CLASSIFIERS, "gsm8k-text": ON_LANGUAGE}
 ROWS = {"text-classification": 1280, "image-classification": 480, "text-generation": 480}
 SHORT = {"epochs": 1, "batch_size": 16, "rank_multiple": 1, "dtype": "float32"}
+CORES_ALONE = {"adapter_share": 0.0}
+"""Classifiers are ablated without adapters, which have rows of their own."""
 
 
 def main() -> None:
@@ -110,7 +118,8 @@ def measure(trial: Trial, variant: Variant) -> float:
 
 def short(experiment: Experiment, budget: float) -> Experiment:
     """The same on fewer rows, with the finest ranks."""
-    settings = {**experiment.settings, **SHORT, "budgets": (budget,)}
+    apart = CORES_ALONE if TASKS[experiment.task].is_classification else {}
+    settings = {**experiment.settings, **SHORT, **apart, "budgets": (budget,)}
     rows = ROWS[experiment.task]
     return replace(experiment, rows=rows, scored_rows=(600, 1), settings=settings)
 
