@@ -48,6 +48,8 @@ ZERO_RATE = 3.0
 """Of adapters that start at zero, relative to the rate of cores."""
 PRINCIPAL_RATE = 8.0
 """Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
+SETTLED_RATE = 0.3
+"""Of the cores and the head of a classifier that was tuned before, relative to the rate of those that were not."""
 
 
 def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
@@ -147,7 +149,9 @@ def finetune_cores(
     Raises NonFiniteLoss naming the step.
     """
     train_only(model, head | _trained_names(model, config.trained))
-    fit(model, data, config.model_copy(update={"epochs": config.core_epochs}), report, processes, loss)
+    settled = SETTLED_RATE if config.adapter_epochs and not config.repairs else 1.0
+    changes = {"epochs": config.core_epochs, "learning_rate": settled * config.learning_rate}
+    fit(model, data, config.model_copy(update=changes), report, processes, loss)
 
 
 def answers_of(teacher: PreTrainedModel) -> Loss:

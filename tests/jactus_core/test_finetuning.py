@@ -16,7 +16,14 @@ from jactus_core.config import CompressionConfig
 from jactus_core.encoding import Encoded, encode
 from jactus_core.examples import read_examples
 from jactus_core.factorization import Factorization, Metric, factorize
-from jactus_core.finetuning import PRINCIPAL_RATE, ZERO_RATE, answers_of, finetune_cores, tune_adapters
+from jactus_core.finetuning import (
+    PRINCIPAL_RATE,
+    SETTLED_RATE,
+    ZERO_RATE,
+    answers_of,
+    finetune_cores,
+    tune_adapters,
+)
 from jactus_core.layers import find_targets, install_adapters, install_cores, matrix_of
 from jactus_core.loading import load_model
 from jactus_core.losses import IGNORED, divergence, without_labels
@@ -84,6 +91,28 @@ def test_a_core_of_high_rank_is_moved_less(tiny_bert: Path, monkeypatch: pytest.
     }
     assert 0 < moved[large] < FARTHEST * STEPS * RATE * 8 / 32
     assert moved[large] < 0.5 * moved[small]
+
+
+def test_cores_of_a_classifier_that_was_tuned_before_are_moved_less(tiny_bert: Path) -> None:
+    def moved(share: float) -> float:
+        config = CompressionConfig(
+            learning_rate=RATE,
+            epochs=1 / (1 - share),
+            adapter_share=share,
+            batch_size=8,
+            max_length=24,
+            warmup_epochs=1,
+        )
+        examples, _ = read_examples(reviews(8 * STEPS), config.task)
+        torch.manual_seed(0)
+        loaded = load_model(find_model(str(tiny_bert)), examples.label_names, config)
+        name, layer = next(iter(find_targets(loaded.model, loaded.body, loaded.head).layers.items()))
+        install_cores(loaded.model, {name: unlike_factors(matrix_of(layer))}.__getitem__, {name: RANK})
+        before = loaded.model.get_parameter(f"{name}.core").detach().clone()
+        finetune_cores(loaded.model, loaded.head, encode(examples, loaded, config), config, lambda done: None)
+        return float((loaded.model.get_parameter(f"{name}.core").detach() - before).norm())
+
+    assert moved(0.5) == pytest.approx(SETTLED_RATE * moved(0), rel=0.2)
 
 
 def test_adapters_are_moved_by_their_size_where_they_have_one(tiny_bert: Path) -> None:
