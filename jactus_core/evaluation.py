@@ -69,16 +69,15 @@ def evaluate(
     rows = processes.share(data.order(by_length=True))
     scores = torch.zeros(3, len(data), device=model.device)
     done = 0
-    for batch in data.batches(batch_size, rows):
-        batch = to_device(batch, model.device)
-        labels = batch.pop("labels")
-        at = rows[done : done + len(labels)]
-        with fast_bfloat16(model):
-            logits = model(**batch).logits
-        scores[:, at] = torch.stack([found.float() for found in row_scores(logits, labels)])
-        done += len(labels)
-        if report:
-            report(done / len(rows))
+    with fast_bfloat16(model):
+        for batch in data.batches(batch_size, rows):
+            batch = to_device(batch, model.device)
+            labels = batch.pop("labels")
+            at = rows[done : done + len(labels)]
+            scores[:, at] = torch.stack([found.float() for found in row_scores(model(**batch).logits, labels)])
+            done += len(labels)
+            if report:
+                report(done / len(rows))
     losses, counts, correct = processes.sum_(scores).cpu().double()
     if task == "multiple-choice":
         return _choices(losses, data.choices)

@@ -101,15 +101,15 @@ def _batches_with_body_outputs(
     found: list[tuple[dict[str, Any], Any]] = []
     room = HEAD_CACHE_BYTES
     try:
-        for batch in islice(data.batches(HEAD_BATCH, data.order(seed=config.seed)), total):
-            batch = to_device(batch, model.device)
-            with torch.no_grad(), fast_bfloat16(model):
+        with torch.no_grad(), fast_bfloat16(model):
+            for batch in islice(data.batches(HEAD_BATCH, data.order(seed=config.seed)), total):
+                batch = to_device(batch, model.device)
                 model(**without_labels(batch))
-            found.append((batch, outputs.pop()))
-            room -= sum(value.nbytes for value in found[-1][1].values() if isinstance(value, Tensor))
-            report(len(found) / total)
-            if room < 0:
-                break
+                found.append((batch, outputs.pop()))
+                room -= sum(value.nbytes for value in found[-1][1].values() if isinstance(value, Tensor))
+                report(len(found) / total)
+                if room < 0:
+                    break
     finally:
         handle.remove()
     return found
@@ -259,10 +259,10 @@ def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
     parameter = layer.get_parameter(part).detach()
     if part == "core":
         return min(FULL_RATE_RANK / len(parameter), 1.0)
-    if isinstance(layer, AdaptedLinear) and not layer.principal:
-        return ZERO_RATE
     size = float(parameter.square().mean().sqrt())
-    return PRINCIPAL_RATE * size if isinstance(layer, AdaptedLinear) else size
+    if isinstance(layer, CoreLinear):
+        return size
+    return PRINCIPAL_RATE * size if layer.principal else ZERO_RATE
 
 
 class _Trainer(Trainer):

@@ -22,8 +22,9 @@ PRODUCTS = {
 
 def fast_bfloat16(model: nn.Module) -> AbstractContextManager[object]:
     """Where a model with bfloat16 weights is run, forward or backward."""
-    weights = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
-    if (torch.bfloat16, "cpu") not in weights or any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16):
+    if any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16):
+        return nullcontext()
+    if not any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters()):
         return nullcontext()
     return _InFloat32()  # type: ignore[no-untyped-call]  # torch's class has no types
 

@@ -337,7 +337,8 @@ def test_an_adapter_changes_nothing_at_first_and_is_merged_into_the_weight(
     dense, x = linear(kind, dtype=dtype), some_inputs(dtype)
     before, weight = dense(x), matrix_of(dense).float().clone()
     adapted = AdaptedLinear(dense, RANK, principal)
-    torch.testing.assert_close(adapted(x), before, rtol=tolerance, atol=tolerance)
+    unlike = tolerance if principal else 0
+    torch.testing.assert_close(adapted(x), before, rtol=unlike, atol=unlike)
     first = adapted.up @ adapted.down
 
     nn.init.normal_(adapted.up, generator=torch.Generator().manual_seed(1))
@@ -383,7 +384,8 @@ def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(mode
     structure, before = str(model), model(**INPUTS).logits
     drawn = []
     for seed in (0, 0, 1):
-        model = tiny_classifier()
+        if principal:  # rounding would add up
+            model = tiny_classifier()
         install_adapters(model, layers, seed, principal)
         assert adapter_names(model) == {f"{name}.{part}" for name in layers for part in ("up", "down")}
         drawn.append(model.get_parameter(f"{next(iter(layers))}.down").detach().clone())
@@ -392,4 +394,5 @@ def test_adapters_are_drawn_by_the_seed_and_leave_the_model_as_it_was_built(mode
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert (str(model), adapter_names(model)) == (structure, frozenset())
-    torch.testing.assert_close(model(**INPUTS).logits, before)
+    unlike = 1e-5 if principal else 0
+    torch.testing.assert_close(model(**INPUTS).logits, before, rtol=unlike, atol=unlike)
