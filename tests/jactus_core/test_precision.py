@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jactus_core.precision import fast_bfloat16
 
@@ -75,18 +77,61 @@ def test_it_is_autocast_s_products_too_and_nothing_else() -> None:
     assert torch.equal(whole, x.float() @ w.float().T)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "device"),
-    [
-        ("avx512_bw", torch.bfloat16, "cpu"),
-        ("bf16", torch.bfloat16, "cpu"),
-        ("avx2", torch.float32, "cpu"),
-        ("avx2", torch.bfloat16, "meta"),
-    ],
-)
-def test_nothing_is_done_where_it_would_not_help(
-    capability: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not isinstance(fast_bfloat16(model(torch.bfloat16)), nullcontext)
+class Computed(TorchDispatchMode):
+    """The types in which the CPU is asked for products and for attention."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no types
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu}:
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def attended(query: Tensor, key: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(query, key, key, attn_mask=(key @ query.mT).mean(1, True).mT)
+
+
+def computed(action: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, of: nn.Module) -> set[torch.dtype]:
+    with Computed() as seen, fast_bfloat16(of):
+        action(x, y)
+    return seen.dtypes
+
+
+@pytest.mark.parametrize("capability", ["avx2", "bf16"])
+def test_attention_is_computed_in_float32_on_any_cpu(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
-    assert isinstance(fast_bfloat16(model(dtype).to(device)), nullcontext)
+    query, key = some(2, 3, 5, 8, seed=0), some(2, 3, 5, 8, seed=1)
+    given = some(2, 3, 5, 8, seed=2)
+    found: list[tuple[Tensor, ...]] = []
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (query, key)]
+        with fast_bfloat16(model(dtype)), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            answer = attended(*inputs)
+            found.append((answer.detach(), *torch.autograd.grad(answer, inputs, given.to(dtype))))
+
+    for exact, value in zip(*found, strict=True):
+        assert value.dtype == torch.bfloat16
+        torch.testing.assert_close(value.double(), exact, rtol=2**-6, atol=2**-6 * float(exact.abs().max()))
+    assert computed(attended, query, key, model(torch.bfloat16)) == {torch.float32}
+    assert computed(attended, query.float(), key.float(), model(torch.bfloat16)) == {torch.float32}
+
+
+@pytest.mark.parametrize("capability", ["avx512_bw", "bf16"])
+def test_products_are_left_to_the_instructions(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = some(BATCH, N, seed=0), some(M, N, seed=1)
+    assert computed(PRODUCTS["matrices"], x, w, model(torch.bfloat16)) == {torch.float32}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert computed(PRODUCTS["matrices"], x, w, model(torch.bfloat16)) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float32, "cpu"), (torch.bfloat16, "meta")])
+def test_other_models_are_left_alone(dtype: torch.dtype, device: str) -> None:
+    of = model(dtype).to(device)
+    x, w = some(BATCH, N, seed=0), some(M, N, seed=1)
+    assert computed(PRODUCTS["matrices"], x, w, of) == {torch.bfloat16}
+    assert computed(attended, some(2, 3, 5, 8, seed=0), some(2, 3, 5, 8, seed=1), of) == {torch.bfloat16}
