@@ -30,7 +30,7 @@ def natural_gradient(trial: Trial, rate: float) -> PreTrainedModel:
     train_only(model, frozenset(f"{name}.weight" for name in layers))
     for batch in trial.batches(trial.config):
         cross_entropy_sum(model(**without_labels(batch)).logits, batch["labels"]).backward()
-    for name, seen in trial.statistics(trial.config).items():
+    for name, seen in trial.statistics(trial.config, whole=True).items():
         layer = cast(nn.Linear, layers[name])
         assert layer.weight.grad is not None
         gradient = layer.weight.grad.double() / seen.gradients.tokens

@@ -69,7 +69,7 @@ class Trial:
         if self.loaded.head_is_new:
             warm_up_head(self.loaded, self.train, self.config, lambda done: None)
         self._last_prepared: tuple[dict[str, Any], tuple[PreTrainedModel, Factors]] | None = None
-        self._statistics: dict[tuple[str, int], dict[str, LayerStatistics]] = {}
+        self._statistics: dict[tuple[str, int, bool], dict[str, LayerStatistics]] = {}
 
     @property
     def targets(self) -> Targets:
@@ -89,17 +89,20 @@ class Trial:
         few = self.train.sample(config.calibration_samples, config.seed)
         return [few.batch(rows) for rows in few.batch_rows(config.batch_size, config.seed)]
 
-    def statistics(self, config: CompressionConfig) -> dict[str, LayerStatistics]:
-        """Of the dense model, from one calibration for all methods that do not change it."""
-        key = config.fisher, config.calibration_samples
+    def statistics(self, config: CompressionConfig, whole: bool = False) -> dict[str, LayerStatistics]:
+        """Of the dense model, from one calibration for all methods that do not change it; `whole` for those that do."""
+        whole = whole or config.needs_whole_covariances
+        key = config.fisher, config.calibration_samples, whole
         if key not in self._statistics:
-            self._statistics[key] = self.calibrate(self.loaded.model, config)
+            self._statistics[key] = self.calibrate(self.loaded.model, config, whole)
         return self._statistics[key]
 
-    def calibrate(self, model: PreTrainedModel, config: CompressionConfig) -> dict[str, LayerStatistics]:
+    def calibrate(
+        self, model: PreTrainedModel, config: CompressionConfig, whole: bool = False
+    ) -> dict[str, LayerStatistics]:
         transformers.set_seed(config.seed)
         layers = self.targets_of(model).layers
-        return calibrate(model, layers, self.groups, self.batches(config), config.draws_labels)
+        return calibrate(model, layers, self.groups, self.batches(config), config.draws_labels, whole=whole)
 
     def compressed(
         self,
@@ -115,7 +118,7 @@ class Trial:
         if model is None:
             model, (factors, spectra) = self._prepared(config)
         else:
-            factors, spectra = self.factorize(model, statistics or self.statistics(config), config)
+            factors, spectra = self.factorize(model, statistics or self.statistics(config, whole=True), config)
         if two_factors:
             spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}
         model = copy.deepcopy(model)
@@ -140,7 +143,7 @@ class Trial:
                 install_adapters(model, self.targets.layers, config.seed, config.principal_adapters)
                 tune_adapters(model, self.loaded.head, self.train, config, lambda done: None)
                 merge_adapters(model)
-                statistics = self.calibrate(model, config)
+                statistics = self.calibrate(model, config, config.needs_whole_covariances)
             else:
                 statistics = self.statistics(config)
             self._last_prepared = key, (model, self.factorize(model, statistics, config))

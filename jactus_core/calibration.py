@@ -7,6 +7,9 @@ For a layer y = W x + b and the loss summed over the batch, over N real (unpadde
 Both are kept as unnormalised sums plus counts and divided once at the end, then shrunk towards a scaled identity. The
 tokens of one row (a text, an image) depend on each other, so the shrinkage takes rows, not tokens, as the independent
 draws; it needs one more scalar, the mean of ‖M‖² over rows, where M is the row's own mean of x xᵀ.
+
+Of the wider side of a layer no more is needed than what W makes of it, W C_x Wᵀ for m < n and Wᵀ C_g W for m > n, so
+that is what is summed: the moments of W x, (m, m), or of Wᵀ g, (n, n).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
+from jactus_core.layers import matrix_of
 from jactus_core.losses import cross_entropy_sum, drawn_labels, without_labels
 from jactus_core.modeling_jactus import matrix_shape
 from jactus_core.precision import fast_bfloat16
@@ -29,35 +33,45 @@ from jactus_core.subspaces import exact
 Shrinkage = Literal["ledoit-wolf", "oas"] | float
 SYMMETRIC_BLOCK = 256
 """Columns per block of a covariance: blocks below the diagonal are mirrored at the end instead of computed."""
+EQUAL = 1e-12
+"""A moment is as good as the target of its shrinkage when their squared distance is this share of its squared norm."""
 PROBED_ROWS = 32
 """Rows from which the spread between rows is estimated; it is one scalar, so these are enough."""
 
 
 @dataclass
 class Moments:
-    """Streaming uncentred second moment of vectors of one size d."""
+    """Streaming uncentred second moment of vectors x of one size, or of their products z with a weight (d, size)."""
 
-    total: Tensor  # (d, d) float32 Σ x xᵀ; without the blocks below the diagonal
+    total: Tensor  # (d, d) float32 Σ x xᵀ, or Σ z zᵀ; without the blocks below the diagonal
+    size: int  # of the vectors; d is smaller where their products are summed
     tokens: int = 0  # vectors seen
     rows: int = 0  # rows that held them
     probed: int = 0  # rows that `spread` sums over
-    spread: float = 0.0  # Σ ‖M‖² over the probed rows, M = (d, d) mean of x xᵀ within the row
+    spread: float = 0.0  # Σ ‖M‖² over the probed rows, M = (d, d) mean of x xᵀ, or z zᵀ, within the row
+    squares: Tensor | float = 0.0  # Σ ‖x‖², where products are summed
 
     @classmethod
-    def zeros(cls, size: int, device: torch.device | str = "cpu") -> Moments:
-        return cls(torch.zeros(size, size, device=device))
+    def zeros(cls, size: int, device: torch.device | str = "cpu", products: int | None = None) -> Moments:
+        """Of vectors of this size, or of their `products` of another."""
+        d = products or size
+        return cls(torch.zeros(d, d, device=device), size)
 
-    def add(self, x: Tensor, mask: Tensor | None = None, probe: bool = True) -> None:
-        """Add a batch (rows, …, d); `mask` (rows, tokens) is false where there is padding.
+    @property
+    def of_products(self) -> bool:
+        return len(self.total) < self.size
 
-        A batch (tokens, d), as behind a pooler, holds one token per row. `probe` adds to the spread between rows.
+    def add(self, x: Tensor, mask: Tensor | None = None, probe: bool = True, products: Tensor | None = None) -> None:
+        """Add a batch (rows, …, size), or its `products` (rows, …, d); `mask` (rows, tokens) is false at padding.
+
+        A batch (tokens, size), as behind a pooler, holds one token per row. `probe` adds to the spread between rows.
         """
-        x = x.detach().unsqueeze(1).flatten(1, -2).to(self.total.dtype)
-        if mask is not None and x.shape[:2] == (mask.numel(), 1):  # an architecture that flattens rows and tokens
-            x = x.reshape(*mask.shape, -1)
-        if mask is None or mask.shape != x.shape[:2]:
-            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        real = x[mask]  # (tokens, d)
+        x, mask = _by_row(x, mask)
+        if products is not None:
+            vectors = x[mask].float().flatten()
+            self.squares = self.squares + vectors.dot(vectors)
+            x, _ = _by_row(products, mask)
+        real = x[mask].float()  # (tokens, d)
         size = real.shape[1]
         for start in range(0, size, SYMMETRIC_BLOCK):
             stop = min(start + SYMMETRIC_BLOCK, size)
@@ -65,7 +79,7 @@ class Moments:
         self.tokens += len(real)
         self.rows += len(x)
         if probe:
-            self._probe(x, mask)
+            self._probe(x.float(), mask)
 
     def _probe(self, x: Tensor, mask: Tensor) -> None:
         x = x * mask.unsqueeze(-1)
@@ -76,12 +90,13 @@ class Moments:
     def gather(self, processes: Processes) -> None:
         """Add up what every process has seen."""
         processes.sum_(self.total)
-        facts = torch.tensor([self.tokens, self.rows, self.probed, self.spread], dtype=torch.float64)
-        tokens, rows, probed, self.spread = processes.sum_(facts.to(exact(self.total.device))).tolist()
+        found = self.tokens, self.rows, self.probed, self.spread, float(self.squares)
+        facts = torch.tensor(found, dtype=torch.float64)
+        tokens, rows, probed, self.spread, self.squares = processes.sum_(facts.to(exact(self.total.device))).tolist()
         self.tokens, self.rows, self.probed = int(tokens), int(rows), int(probed)
 
     def covariance(self) -> Tensor:
-        """The plain estimate Σ x xᵀ / N, (d, d) float64."""
+        """The plain estimate Σ x xᵀ / N, or Σ z zᵀ / N, (d, d) float64."""
         estimate = self.total.to(exact(self.total.device)).double() / max(self.tokens, 1)
         for start in range(0, len(estimate), SYMMETRIC_BLOCK):
             stop = start + SYMMETRIC_BLOCK
@@ -90,35 +105,71 @@ class Moments:
             block.copy_(block.triu() + block.triu(1).T)
         return estimate
 
-    def shrunk(self, shrinkage: Shrinkage = "ledoit-wolf") -> tuple[Tensor, float]:
-        """(1 − ρ) C + ρ tr(C)/d · I, (d, d) float64, and the intensity ρ that `shrinkage` leads to."""
-        estimate = self.covariance()
-        intensity = self._intensity(estimate, shrinkage)
-        scale = float(estimate.trace()) / len(estimate)
-        estimate.mul_(1 - intensity).diagonal().add_(intensity * scale)
-        return estimate, intensity
+    @property
+    def mean_square(self) -> float:
+        """μ = tr(C) / size, of an entry of x."""
+        squares = self.squares if self.of_products else self.total.trace()
+        return float(squares) / max(self.tokens * self.size, 1)
 
-    def _intensity(self, estimate: Tensor, shrinkage: Shrinkage) -> float:
+    def shrunk(self, shrinkage: Shrinkage = "ledoit-wolf", identity: Tensor | None = None) -> tuple[Tensor, float]:
+        """(1 − ρ) C + ρ μ I, (d, d) float64, and the intensity ρ that `shrinkage` leads to.
+
+        Where products with a weight W are summed, C is W's product with the covariance, W C Wᵀ, and `identity` W Wᵀ.
+        """
+        estimate = self.covariance()
+        target = self.mean_square * (torch.eye(len(estimate)) if identity is None else identity).to(estimate)
+        intensity = self._intensity(estimate, target, shrinkage)
+        return estimate.mul_(1 - intensity).add_(target, alpha=intensity), intensity
+
+    def _intensity(self, estimate: Tensor, target: Tensor, shrinkage: Shrinkage) -> float:
         """ρ in [0, 1] after Ledoit and Wolf (2004) over rows, Chen et al. (2010, "oas") over tokens, or as given."""
         if not isinstance(shrinkage, str):
             return shrinkage
-        squared_trace, squared_norm = float(estimate.trace()) ** 2, float(estimate.square().sum())
-        distance = squared_norm - squared_trace / len(estimate)  # ‖C − μI‖²
-        if self.tokens == 0 or distance <= 0:
+        squared_norm = float(estimate.square().sum())
+        distance = float((estimate - target).square().sum())
+        if self.tokens == 0 or distance <= EQUAL * squared_norm:
             return 1.0
         if shrinkage == "oas":
-            noise = (squared_norm + squared_trace) / (self.tokens + 1)
+            noise = (squared_norm + float(estimate.trace()) ** 2) / (self.tokens + 1)
         else:
             noise = (self.spread / self.probed - squared_norm) / self.rows  # E‖C − Σ‖²
         return min(max(noise / distance, 0.0), 1.0)
 
 
+def _by_row(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A batch as (rows, tokens, size), and which of its tokens are real."""
+    x = x.detach().unsqueeze(1).flatten(1, -2)
+    if mask is not None and x.shape[:2] == (mask.numel(), 1):  # an architecture that flattens rows and tokens
+        x = x.reshape(*mask.shape, -1)
+    if mask is None or mask.shape != x.shape[:2]:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return x, mask
+
+
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What calibration learned about one layer; layers that read the same tensors share one `inputs` object."""
+    """What calibration learned about one layer (m, n)."""
 
-    inputs: Moments  # (n, n)
-    gradients: Moments  # (m, m)
+    inputs: Moments  # of x, one object for all layers that read the same tensor; or of W x, for m < n
+    gradients: Moments  # of g; or of Wᵀ g, for m > n
+
+    @classmethod
+    def zeros(cls, shapes: Sequence[tuple[int, int]], device: torch.device, whole: bool) -> list[LayerStatistics]:
+        """Of layers of shapes (m, n) that read the same tensor; `whole`: of x and g themselves in any case."""
+        n = shapes[0][1]
+        shared = Moments.zeros(n, device) if _shares_inputs(shapes, whole) else None
+        return [
+            cls(
+                shared or Moments.zeros(n, device, products=m),
+                Moments.zeros(m, device, products=None if whole else min(m, n)),
+            )
+            for m, n in shapes
+        ]
+
+
+def _shares_inputs(shapes: Sequence[tuple[int, int]], whole: bool) -> bool:
+    """Whether the moments of what these layers read are needed themselves."""
+    return whole or any(m >= n for m, n in shapes)
 
 
 def find_readers(model: nn.Module, layers: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> list[list[str]]:
@@ -144,9 +195,10 @@ def find_readers(model: nn.Module, layers: Mapping[str, nn.Module], batch: Mappi
     return list(groups.values())
 
 
-def covariance_bytes(shapes: Sequence[tuple[int, int]]) -> int:
-    """Bytes that the C_x and C_g of layers of shapes (m, n) take which read the same tensor."""
-    return 4 * (shapes[0][1] ** 2 + sum(m * m for m, _ in shapes))
+def covariance_bytes(shapes: Sequence[tuple[int, int]], whole: bool = False) -> int:
+    """Bytes that the statistics of layers of shapes (m, n) take which read the same tensor."""
+    inputs = shapes[0][1] ** 2 if _shares_inputs(shapes, whole) else sum(m * m for m, _ in shapes)
+    return 4 * (inputs + sum((m if whole else min(m, n)) ** 2 for m, n in shapes))
 
 
 def plan_passes(groups: list[list[str]], bytes_of: Mapping[str, int], bound: int | None) -> list[list[list[str]]]:
@@ -173,17 +225,19 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     sampled_labels: bool = False,
     processes: Processes = ALONE,
+    whole: bool = False,
 ) -> dict[str, LayerStatistics]:
     """Run forward and backward over `batches` and return the statistics of every layer named in `groups`.
 
     Each batch is a set of keyword arguments for `model`, with `labels` and, for padded text, `attention_mask`. Only
     activations get gradients, so the cost is a forward and the activation half of a backward pass. Of several
-    processes each brings its share of the batches. Raises NonFiniteLoss naming the batch.
+    processes each brings its share of the batches. `whole` keeps the moments of the wider side of a layer too, which a
+    union of subspaces by thresholds needs. Raises NonFiniteLoss naming the batch.
     """
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    recorder = _Recorder(layers, groups)
+    recorder = _Recorder(layers, groups, whole)
     with recorder.attached(), fast_bfloat16(model):
         for number, batch in enumerate(batches, start=1):
             mask = batch.get("attention_mask")
@@ -204,20 +258,19 @@ def calibrate(
 
 
 class _Recorder:
-    """Hooks that feed one Moments per distinct input tensor and one per layer output."""
+    """Hooks that feed the statistics of every layer, those that layers share once."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], groups: Sequence[Sequence[str]]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], groups: Sequence[Sequence[str]], whole: bool) -> None:
         self.mask: Tensor | None = None
         self.probe = True
         self.statistics: dict[str, LayerStatistics] = {}
-        self._leaders = {group[0] for group in groups}
         self._layers = {name: layers[name] for group in groups for name in group}
         for group in groups:
             device = next(layers[group[0]].parameters()).device
-            shapes = [matrix_shape(layers[name]) for name in group]
-            inputs = Moments.zeros(shapes[0][1], device)
-            for name, (m, _) in zip(group, shapes, strict=True):
-                self.statistics[name] = LayerStatistics(inputs, Moments.zeros(m, device))
+            found = LayerStatistics.zeros([matrix_shape(layers[name]) for name in group], device, whole)
+            self.statistics |= zip(group, found, strict=True)
+        leaders = {group[0] for group in groups}
+        self._reading = {name for name, seen in self.statistics.items() if name in leaders or seen.inputs.of_products}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -235,14 +288,23 @@ class _Recorder:
         if not y.requires_grad:
             y.requires_grad_()  # no parameter requires a gradient, so the graph starts at the first layers
         y = y.clone()  # a hook on a view, as Linear returns, is lost once the model changes the view in place
-        statistics, mask, probe = self.statistics[name], self.mask, self.probe
-        if name in self._leaders:
-            statistics.inputs.add(x, mask, probe)
-        y.register_hook(lambda gradient: statistics.gradients.add(gradient, mask, probe))
+        layer: Any = self._layers[name]
+        seen, mask, probe = self.statistics[name], self.mask, self.probe
+        if name in self._reading:
+            products = y.detach() if seen.inputs.of_products else None
+            if products is not None and layer.bias is not None:
+                products = products - layer.bias
+            seen.inputs.add(x, mask, probe, products)
+
+        def record_gradient(gradient: Tensor) -> None:
+            products = gradient @ matrix_of(layer).to(gradient.dtype) if seen.gradients.of_products else None
+            seen.gradients.add(gradient, mask, probe, products)
+
+        y.register_hook(record_gradient)
         return y
 
     def gather(self, processes: Processes) -> None:
         for name, statistics in self.statistics.items():
-            if name in self._leaders:
+            if name in self._reading:
                 statistics.inputs.gather(processes)
             statistics.gradients.gather(processes)

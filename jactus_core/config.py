@@ -159,6 +159,11 @@ class CompressionConfig(Hyperparameters):
         return self.fisher == "sampled" or (self.fisher == "auto" and not TASKS[self.task].is_classification)
 
     @property
+    def needs_whole_covariances(self) -> bool:
+        """Whether what a layer reads and its gradients are to be known beyond what the weight makes of them."""
+        return self.union == "thresholds"
+
+    @property
     def core_epochs(self) -> float:
         """Epochs of each compressed model."""
         return self.epochs - self.adapter_epochs

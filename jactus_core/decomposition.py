@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -26,9 +26,10 @@ from jactus_core.calibration import (
 from jactus_core.config import CompressionConfig
 from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, to_device
-from jactus_core.factorization import Bases, Factorization, Metric, factorize, union_bases
+from jactus_core.factorization import Bases, Factorization, Metric, Product, factorize, union_bases
 from jactus_core.layers import Targets, matrix_of
 from jactus_core.progress import Report, StageClock
+from jactus_core.subspaces import exact
 from jactus_core.work import WorkFolder
 
 STATISTICS = "statistics"
@@ -75,8 +76,10 @@ class Decomposition:
 
     def keep_statistics(self, groups: list[list[str]], statistics: Mapping[str, LayerStatistics]) -> None:
         """Keep a pass's statistics until its layers are factorized."""
-        moments = _by_slot(groups, statistics)
-        counts = {slot: [m.tokens, m.rows, m.probed, m.spread] for slot, m in moments.items()}
+        moments = {f"inputs.{name}": seen.inputs for name, seen in statistics.items() if seen.inputs.of_products}
+        moments |= {f"inputs.{group[0]}": statistics[group[0]].inputs for group in groups}
+        moments |= {f"gradients.{name}": seen.gradients for name, seen in statistics.items()}
+        counts = {slot: [m.size, m.tokens, m.rows, m.probed, m.spread, float(m.squares)] for slot, m in moments.items()}
         self._work.keep(STATISTICS, self._key, counts, {slot: m.total for slot, m in moments.items()})
 
     def recall_statistics(self, groups: list[list[str]]) -> dict[str, LayerStatistics] | None:
@@ -87,7 +90,9 @@ class Decomposition:
         tensors = self._work.tensors(STATISTICS)
         moments = {slot: Moments(tensors[slot], *seen) for slot, seen in counts.items()}
         return {
-            name: LayerStatistics(moments[f"inputs.{group[0]}"], moments[f"gradients.{name}"])
+            name: LayerStatistics(
+                moments.get(f"inputs.{name}", moments[f"inputs.{group[0]}"]), moments[f"gradients.{name}"]
+            )
             for group in groups
             for name in group
         }
@@ -136,7 +141,8 @@ def decompose(
     batches = data.batch_rows(config.batch_size, config.seed)
     mine = processes.share(batches)
     groups = find_readers(model, targets.layers, to_device(data.batch(batches[0]), device))
-    sizes = {group[0]: covariance_bytes([targets.shapes[name] for name in group]) for group in groups}
+    whole = config.needs_whole_covariances
+    sizes = {group[0]: covariance_bytes([targets.shapes[name] for name in group], whole) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes or _room(device, processes))
     silent = done.silent()
     pending = [[group for group in these if not done.has({*group} - silent)] for these in passes]
@@ -157,7 +163,7 @@ def decompose(
         processes.wait()
         if statistics is None:
             transformers.set_seed(config.seed)  # sampled labels are the same in every pass
-            statistics = calibrate(model, targets.layers, these, moving(), config.draws_labels, processes)
+            statistics = calibrate(model, targets.layers, these, moving(), config.draws_labels, processes, whole)
             if processes.is_first:
                 done.keep_statistics(these, statistics)
         clock.enter("decomposing")
@@ -180,18 +186,18 @@ def factorized(
     targets: Targets, statistics: Mapping[str, LayerStatistics], config: CompressionConfig
 ) -> Iterator[tuple[str, Decomposed, Factorization]]:
     """Factorize layers that read the same tensors."""
-    seen_inputs = next(iter(statistics.values())).inputs
-    input_covariance, input_intensity = seen_inputs.shrunk(config.shrinkage)
-    inputs = _metric(input_covariance, config.weighting != "none", config)
+    shared: dict[int, _Side] = {}
     for name, seen in statistics.items():
-        weight = matrix_of(targets.layers[name]).to(input_covariance.device).double()
-        gradient_covariance, gradient_intensity = seen.gradients.shrunk(config.shrinkage)
+        weight = matrix_of(targets.layers[name])
+        weight = weight.to(exact(weight.device)).double()
+        inputs = shared.get(id(seen.inputs)) or _side(seen.inputs, weight, config.weighting != "none", config)
+        outputs = _side(seen.gradients, weight.T, config.weighting == "fisher", config)
+        shared[id(seen.inputs)] = inputs
         bases: Bases | None = None
         if config.union == "thresholds":
             energies = config.weight_energy, config.input_energy, config.gradient_energy
-            bases = union_bases(weight, input_covariance, gradient_covariance, energies)
-        outputs = _metric(gradient_covariance, config.weighting == "fisher", config)
-        factors = factorize(weight, inputs, outputs, bases)
+            bases = union_bases(weight, inputs.covariance, outputs.covariance, energies)
+        factors = factorize(weight, inputs.norm, outputs.norm, bases)
         m, n = weight.shape
         layer = Decomposed(
             m,
@@ -201,24 +207,33 @@ def factorized(
             factors.in_dimensions,
             factors.rank,
             seen.gradients.tokens,
-            (input_intensity, gradient_intensity),
-            (inputs.floor, outputs.floor),
+            (inputs.intensity, outputs.intensity),
+            (inputs.norm.floor, outputs.norm.floor),
         )
         yield name, layer, factors
 
 
-def _metric(covariance: Tensor, weighted: bool, config: CompressionConfig) -> Metric:
-    if weighted:
-        return Metric.of(covariance, config.covariance_floor)
-    return Metric.identity(len(covariance), covariance.device)
+class _Side(NamedTuple):
+    """What a layer reads, or the gradients of what it writes, ready to factorize."""
+
+    norm: Metric | Product
+    covariance: Tensor  # shrunk, without the floor
+    intensity: float
 
 
-def _by_slot(groups: list[list[str]], statistics: Mapping[str, LayerStatistics]) -> dict[str, Moments]:
-    slots = {}
-    for group in groups:
-        slots[f"inputs.{group[0]}"] = statistics[group[0]].inputs
-        slots |= {f"gradients.{name}": statistics[name].gradients for name in group}
-    return slots
+def _side(moments: Moments, weight: Tensor, weighted: bool, config: CompressionConfig) -> _Side:
+    """Of one side's moments; `weight` (k, d) goes from this side to the other."""
+    identity = weight @ weight.T if moments.of_products else None
+    covariance, intensity = moments.shrunk(config.shrinkage, identity)
+    norm: Metric | Product
+    if identity is None:
+        metric = Metric.of(covariance, config.covariance_floor) if weighted else None
+        norm = metric or Metric.identity(len(covariance), covariance.device)
+    elif weighted:
+        norm = Product.of(covariance, identity, config.covariance_floor, moments.mean_square)
+    else:
+        norm = Product(identity, 0.0)
+    return _Side(norm, covariance, intensity)
 
 
 def _room(device: torch.device, processes: Processes) -> int | None:

@@ -133,12 +133,13 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
         point = BudgetEstimate(budget, budget >= smallest, kept + others, size, kept, ranks)
         budgets.append(point)
 
-    sizes = {group[0]: covariance_bytes([shapes[name] for name in group]) for group in groups}
+    whole = config.needs_whole_covariances
+    sizes = {group[0]: covariance_bytes([shapes[name] for name in group], whole) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes)
     held = max(sum(sizes[group[0]] for group in these) for these in passes)
     weights = parameters * width
     factors = FACTOR_BYTES * sum(min(m, n) * (m + n) for m, n in shapes.values())
-    workspace = DECOMPOSITION_BYTES * max(3 * m * m + 3 * n * n + 3 * m * n for m, n in shapes.values())
+    workspace = DECOMPOSITION_BYTES * max(_decomposed(m, n, whole) for m, n in shapes.values())
     tokens = _row_tokens(model, config)
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
     words = 0 if TASKS[config.task].is_classification else model.config.get_text_config().vocab_size
@@ -168,8 +169,14 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
         memory,
         disk,
         tokens,
-        EIGEN_FLOPS * sum(m**3 + n**3 for m, n in shapes.values()),
+        EIGEN_FLOPS * sum(m**3 + n**3 if whole else 2 * min(m, n) ** 3 for m, n in shapes.values()),
     )
+
+
+def _decomposed(m: int, n: int, whole: bool) -> int:
+    """Numbers held while a (m, n) layer is factorized."""
+    squares = 3 * m * m + 3 * n * n if whole else 9 * min(m, n) ** 2
+    return squares + 3 * m * n
 
 
 def _smallest_budget(shapes: Any, compressible: int, counted: int, config: CompressionConfig) -> float:

@@ -9,9 +9,9 @@ so one decomposition answers every rank at once. Without a union the bases are i
 Eckart and Young the smallest subspaces that lose no more than a share ε of the weighted energy are those of the first
 k directions, Σ_{i>k} S_i² ≤ ε ‖K‖². Then for m ≤ n (else for Wᵀ) the small eigenproblem
 
-    (L_gᵀ W) C_x (L_gᵀ W)ᵀ = U S² Uᵀ        up = L_g⁻ᵀ U        down = S⁻¹ Uᵀ L_gᵀ W
+    L_gᵀ (W C_x Wᵀ) L_g = U S² Uᵀ        up = L_g⁻ᵀ U        down = S⁻¹ Uᵀ L_gᵀ W
 
-has it all, and the larger covariance needs no Cholesky factor.
+has it all, and of the larger covariance nothing is needed but what W makes of it.
 """
 
 from __future__ import annotations
@@ -97,11 +97,32 @@ class Metric:
             size = len(self.covariance)
             logger.warning("a covariance of size %d is not positive definite; floor raised to %g", size, raised)
 
+    def through(self, weight: Tensor) -> Tensor:
+        """What a weight (k, d) makes of the covariance, W C Wᵀ (k, k)."""
+        return weight @ self.covariance @ weight.T
+
     def whitened(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Q (d, k) and R (k, k) of Lᵀ · basis; a basis of the whole space must be the identity, so R is Lᵀ itself."""
         if basis.shape[0] == basis.shape[1]:
             return basis, self.lower.T
         return torch.linalg.qr(self.lower.T @ basis)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The norm of a layer's wider side, of which nothing is needed but what the weight makes of it."""
+
+    covariance: Tensor  # (k, k) float64 W C Wᵀ, with the floor on C's diagonal
+    floor: float  # relative to trace / d of C
+
+    @classmethod
+    def of(cls, covariance: Tensor, identity: Tensor, floor: float, scale: float) -> Product:
+        """From W C Wᵀ without the floor, W Wᵀ (k, k), and C's trace / d."""
+        return cls(covariance + floor * max(scale, SMALLEST_SCALE) * identity, floor)
+
+    def through(self, weight: Tensor) -> Tensor:
+        """As Metric's, of the one weight that this was made with."""
+        return self.covariance
 
 
 @dataclass(frozen=True)
@@ -127,13 +148,20 @@ def union_bases(
     )
 
 
-def factorize(weight: Tensor, inputs: Metric, outputs: Metric, bases: Bases | None = None) -> Factorization:
-    """Decompose `weight` (m, n) between the metrics of what it reads and what it writes, inside `bases` if given."""
+def factorize(
+    weight: Tensor, inputs: Metric | Product, outputs: Metric | Product, bases: Bases | None = None
+) -> Factorization:
+    """Decompose `weight` (m, n) between the metrics of what it reads and what it writes, inside `bases` if given.
+
+    Without bases the wider side's may be a Product.
+    """
     weight = weight.double()
     if bases is None:
         up, singular, down = _weighted_triplets(weight, inputs, outputs)
         needed = energy_rank(singular.square(), 1 - UNION_TOLERANCE)
         return Factorization(up.float(), singular, down.float(), 0.0, needed, needed)
+    assert isinstance(inputs, Metric)
+    assert isinstance(outputs, Metric)
     q_a, r_a = outputs.whitened(bases.out)
     q_b, r_b = inputs.whitened(bases.into)
     weighted = outputs.lower.T @ weight @ inputs.lower  # (m, n)
@@ -145,13 +173,16 @@ def factorize(weight: Tensor, inputs: Metric, outputs: Metric, bases: Bases | No
     return Factorization(up.float(), singular, down.float(), outside, bases.out.shape[1], bases.into.shape[1])
 
 
-def _weighted_triplets(weight: Tensor, inputs: Metric, outputs: Metric) -> tuple[Tensor, Tensor, Tensor]:
+def _weighted_triplets(
+    weight: Tensor, inputs: Metric | Product, outputs: Metric | Product
+) -> tuple[Tensor, Tensor, Tensor]:
     """Whitened directions up (m, k) and down (k, n), and singular values (k,), of a (m, n) matrix; k = min(m, n)."""
     if weight.shape[0] > weight.shape[1]:
         down, singular, up = _weighted_triplets(weight.T, outputs, inputs)
         return up.T, singular, down.T
+    assert isinstance(outputs, Metric)
+    u, singular = _eigenvectors(outputs.lower.T @ inputs.through(weight) @ outputs.lower)
     scaled = outputs.lower.T @ weight  # (m, n)
-    u, singular = _eigenvectors(scaled @ inputs.covariance @ scaled.T)
     up = torch.linalg.solve_triangular(outputs.lower.T, u, upper=True)
     return up, singular, (u / _divisors(singular)).T @ scaled
 

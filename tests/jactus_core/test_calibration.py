@@ -26,7 +26,7 @@ from jactus_core.calibration import (
     plan_passes,
 )
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.layers import find_targets
+from jactus_core.layers import find_targets, matrix_of
 from jactus_core.modeling_jactus import matrix_shape
 from tests.tiny import tiny_classifier
 
@@ -123,8 +123,11 @@ def assert_equal_to_brute_force(
     for name, (x, g) in brute_force(model, list(found), batches).items():
         seen = found[name]
         assert seen.inputs.tokens == seen.gradients.tokens == len(x) == len(g), name
-        for moments, vectors in ((seen.inputs, x), (seen.gradients, g)):
-            expected = vectors.T @ vectors / len(vectors)
+        weight = matrix_of(model.get_submodule(name)).double().numpy()
+        for moments, vectors, across in ((seen.inputs, x, weight), (seen.gradients, g, weight.T)):
+            assert moments.mean_square == pytest.approx(np.square(vectors).mean(), rel=1e-4)
+            summed = vectors @ across.T if moments.of_products else vectors
+            expected = summed.T @ summed / len(vectors)
             np.testing.assert_allclose(
                 moments.covariance(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=name
             )
@@ -155,16 +158,20 @@ MODELS: list[Any] = [
 ]
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("make", "body", "head", "batches"), MODELS)
 def test_covariances_of_every_layer_equal_autograd_over_real_tokens(
-    make: Callable[[], PreTrainedModel], body: str, head: frozenset[str], batches: list[Batch]
+    make: Callable[[], PreTrainedModel], body: str, head: frozenset[str], batches: list[Batch], whole: bool
 ) -> None:
     model = make()
     layers = find_targets(model, body, head).layers
 
-    found = calibrated(model, layers, batches)
+    found = calibrated(model, layers, batches, whole=whole)
 
     assert found.keys() == layers.keys()
+    for name, seen in found.items():
+        m, n = matrix_shape(layers[name])
+        assert (seen.inputs.of_products, seen.gradients.of_products) == (m < n and not whole, m > n and not whole)
     assert_equal_to_brute_force(found, model, batches)
 
 
@@ -198,14 +205,21 @@ def test_passes_keep_to_the_bound_and_to_the_order() -> None:
     assert plan_passes([], {}, bound=100) == []
 
 
-def test_covariance_bytes_are_those_of_the_tensors() -> None:
-    model = tiny_classifier()
-    names = [f"{ATTENTION}.{part}" for part in ("query", "key", "value")]
-    layers = {name: model.get_submodule(name) for name in names}
-    found = calibrate(model, layers, [names], CLASSIFIED)
-    held = {id(m.total): m.total.nbytes for seen in found.values() for m in (seen.inputs, seen.gradients)}
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("shapes", [[(5, 5), (3, 5), (8, 5)], [(3, 5), (2, 5)], [(8, 5)]])
+def test_covariance_bytes_are_those_of_the_tensors(shapes: list[tuple[int, int]], whole: bool) -> None:
+    found = LayerStatistics.zeros(shapes, torch.device("cpu"), whole)
+    held = {id(m.total): m.total.nbytes for seen in found for m in (seen.inputs, seen.gradients)}
 
-    assert covariance_bytes([(16, 16)] * 3) == sum(held.values())
+    assert covariance_bytes(shapes, whole) == sum(held.values())
+
+
+def test_layers_share_what_they_read_unless_all_of_them_are_wide() -> None:
+    def own(*rows: int) -> int:
+        found = LayerStatistics.zeros([(m, 5) for m in rows], torch.device("cpu"), whole=False)
+        return len({id(seen.inputs) for seen in found})
+
+    assert (own(5, 3), own(3, 8), own(3, 2), own(3)) == (1, 1, 2, 1)
 
 
 def test_padding_changes_nothing() -> None:
@@ -409,10 +423,12 @@ def test_rows_without_a_counted_label_add_no_gradient_unless_labels_are_drawn_fo
         assert all(seen.inputs.tokens == 10 and bool(seen.gradients.total.any()) == sampled for seen in found.values())
 
 
-def gathered(data: Array, parts: int = 3, probed_parts: int = 3) -> Moments:
-    moments = Moments.zeros(data.shape[-1])
+def gathered(data: Array, parts: int = 3, probed_parts: int = 3, weight: Array | None = None) -> Moments:
+    """Of vectors, or of what a weight makes of them."""
+    moments = Moments.zeros(data.shape[-1], products=None if weight is None else len(weight))
     for number, part in enumerate(np.array_split(data, parts)):
-        moments.add(torch.from_numpy(part).float(), probe=number < probed_parts)
+        products = None if weight is None else torch.from_numpy(part @ weight.T).float()
+        moments.add(torch.from_numpy(part).float(), probe=number < probed_parts, products=products)
     return moments
 
 
@@ -460,6 +476,35 @@ def test_a_given_intensity_is_taken_as_it_is() -> None:
 
     assert intensity == 0.25
     np.testing.assert_allclose(shrunk, 0.75 * plain + 0.25 * np.trace(plain) / 4 * np.eye(4), rtol=1e-5, atol=1e-5)
+
+
+def test_products_shrink_as_the_vectors_would() -> None:
+    data, weight = mixed(30, 6), mixed(4, 6)
+    whole, products = gathered(data), gathered(data, weight=weight)
+
+    expected = weight @ whole.shrunk(0.25)[0].numpy() @ weight.T
+    shrunk, intensity = products.shrunk(0.25, torch.from_numpy(weight @ weight.T))
+
+    assert intensity == 0.25
+    np.testing.assert_allclose(shrunk, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rows", [20, 60])
+def test_the_shrinkage_of_products_is_near_the_best_for_them(rows: int) -> None:
+    generator = np.random.default_rng(0)
+    root, weight = np.diag(np.linspace(1, 3, 40)), generator.normal(size=(20, 40))
+    identity = torch.from_numpy(weight @ weight.T)
+    truth = weight @ root.T @ root @ weight.T
+    candidates = np.linspace(0, 1, 41)
+    errors, chosen = np.zeros(len(candidates)), 0.0
+    for _ in range(20):
+        moments = gathered(generator.normal(size=(rows, 40)) @ root, parts=1, weight=weight)
+        errors += [np.square(moments.shrunk(float(rho), identity)[0].numpy() - truth).sum() for rho in candidates]
+        chosen += np.square(moments.shrunk("ledoit-wolf", identity)[0].numpy() - truth).sum()
+
+    assert 0 < errors.argmin() < len(candidates) - 1
+    assert chosen < 1.25 * errors.min()
+    assert chosen < 0.5 * errors[0], "or else doing nothing would do"
 
 
 def test_rows_and_not_tokens_are_the_independent_draws() -> None:
