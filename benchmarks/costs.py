@@ -3,9 +3,9 @@
     python -m benchmarks.costs [--models FOLDER] [--data FOLDER] [--experiments sst2 dtd10] [--seeds 0 1 2]
 
 Time to result: JACTUS at a budget of 0.8 and LoRA are each trained with whole schedules of several lengths, at the
-rates that `benchmarks.quality` chose. The target is what the worse of the two reaches on dev with the longest; the time
-is that of the shortest schedule that reaches it, calibration and decomposition included. Every run is a process of its
-own, which also tells its peak memory.
+rates that `benchmarks.quality` chose, the shorter ones also at the next higher rate of its grid. The target is what the
+worse of the two reaches on dev with the longest; the time is that of the fastest run that reaches it, calibration and
+decomposition included. Every run is a process of its own, which also tells its peak memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ import transformers
 from torch import nn
 
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, RATES
 from benchmarks.recording import RESULTS, interleaved, peak_resident, ratio, read_result, summarize, write_result
 from benchmarks.runs import chosen_rate
 from benchmarks.trial import Trial
+from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import matrix_of
 from jactus_core.losses import without_labels
 
@@ -46,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="folder of models, instead of the hub")
     parser.add_argument("--data", type=Path, help="folder of datasets, instead of the hub")
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=["sst2", "dtd10"], metavar="NAME")
+    parser.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=["sst2", "banking77", "dtd10"], metavar="NAME"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3, help="of the preparation")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -65,20 +69,36 @@ def measure(name: str, options: argparse.Namespace) -> None:
     file = FOLDER / f"{name}.json"
     found = read_result(file) or {"experiment": name, "runs": {}, "preparation": {}}
     for seed in options.seeds:
-        for share in SHARES:
-            for method in (OURS, THEIRS):
-                key = f"{method}, {share:g} of the steps, seed {seed}"
-                if key not in found["runs"]:
-                    found["runs"][key] = in_new_process(options, name, method, share, seed)
-                    write_result(file, found)
-                    print(f"{name}: {key}: {found['runs'][key]}", flush=True)
+        for key, asked in runs(name, seed):
+            if key not in found["runs"]:
+                found["runs"][key] = in_new_process(options, asked)
+                write_result(file, found)
+                print(f"{name}: {key}: {found['runs'][key]}", flush=True)
     if not found["preparation"]:
         found["preparation"] = preparation(Trial(EXPERIMENTS[name], 0, options.models, options.data), options.repeats)
         write_result(file, found)
 
 
-def in_new_process(options: argparse.Namespace, name: str, method: str, share: float, seed: int) -> dict[str, float]:
-    asked = {"name": name, "method": method, "share": share, "seed": seed}
+def runs(name: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is to be run, by key; both methods in turn."""
+    for share in SHARES:
+        for higher in (0, 1) if share < 1 else (0,):
+            for method in (OURS, THEIRS):
+                rate = chosen_rate(name, method)
+                if rate is None:
+                    raise SystemExit(
+                        f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first."
+                    )
+                rate = RATES[RATES.index(rate) + higher]
+                key = key_of(method, share, seed) + f", rate {rate:g}"
+                yield key, {"name": name, "method": method, "share": share, "seed": seed, "rate": rate}
+
+
+def key_of(method: str, share: float, seed: int) -> str:
+    return f"{method}, {share:g} of the steps, seed {seed}"
+
+
+def in_new_process(options: argparse.Namespace, asked: Mapping[str, Any]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.costs", "--run", json.dumps(asked)]
     for option in ("models", "data"):
         folder = getattr(options, option)
@@ -87,19 +107,27 @@ def in_new_process(options: argparse.Namespace, name: str, method: str, share: f
     return dict(json.loads(answer.stdout.splitlines()[-1]))
 
 
-def one_run(options: argparse.Namespace, name: str, method: str, share: float, seed: int) -> dict[str, float]:
-    """Seconds from the warmed-up model to the tuned one, its score on dev, and the process's peak memory in bytes."""
-    experiment, rate = EXPERIMENTS[name], chosen_rate(name, method)
-    if rate is None:
-        raise SystemExit(f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first.")
+def one_run(
+    options: argparse.Namespace, name: str, method: str, share: float, seed: int, rate: float
+) -> dict[str, float]:
+    """Seconds from the warmed-up model to the tuned one, its score on dev, and the process's peak memory in bytes.
+
+    A run that diverges scores nothing.
+    """
+    experiment = EXPERIMENTS[name]
     epochs = experiment.config(seed).epochs * share
     shorter = replace(experiment, settings={**experiment.settings, "epochs": epochs})
     trial = Trial(shorter, seed, options.models, options.data, once=True)
     tuned: list[Any] = []
+
+    def run() -> None:
+        with suppress(NonFiniteLoss):
+            tuned.append(METHODS[method].run(trial, BUDGETS[method], rate))
+
     began = time.monotonic()
-    peak = peak_resident(lambda: tuned.append(METHODS[method].run(trial, BUDGETS[method], rate)))
+    peak = peak_resident(run)
     seconds = time.monotonic() - began
-    return {"seconds": round(seconds, 2), "dev": trial.dev_score(tuned[0]), "peak_bytes": peak}
+    return {"seconds": round(seconds, 2), "dev": trial.dev_score(tuned[0]) if tuned else 0.0, "peak_bytes": peak}
 
 
 def preparation(trial: Trial, repeats: int) -> dict[str, list[float]]:
@@ -150,11 +178,16 @@ def svd_llm(layers: Mapping[str, nn.Module], model: nn.Module, batches: Iterable
 def time_to_result(runs: Mapping[str, Mapping[str, float]], seed: int) -> dict[str, float]:
     """Seconds of each method to what the worse of the two reaches on dev."""
     of = {
-        method: [runs[f"{method}, {share:g} of the steps, seed {seed}"] for share in SHARES]
+        method: [run for share in SHARES for run in of_key(runs, key_of(method, share, seed))]
         for method in (OURS, THEIRS)
     }
     target = min(found[-1]["dev"] for found in of.values())
     return {method: min(run["seconds"] for run in found if run["dev"] >= target) for method, found in of.items()}
+
+
+def of_key(runs: Mapping[str, Mapping[str, float]], key: str) -> list[Mapping[str, float]]:
+    """At every rate."""
+    return [run for name, run in runs.items() if name.startswith(f"{key}, rate ")]
 
 
 def conclude() -> None:
@@ -163,10 +196,11 @@ def conclude() -> None:
     times, memories, preparations = [], [], []
     for found in files:
         runs = found["runs"]
-        for seed in {int(key.rsplit(" ", 1)[1]) for key in runs}:
+        for seed in {int(key.split("seed ")[1].split(",")[0]) for key in runs}:
             seconds = time_to_result(runs, seed)
             times.append(seconds[OURS] / seconds[THEIRS])
-            ours, theirs = (runs[f"{method}, 1 of the steps, seed {seed}"]["peak_bytes"] for method in (OURS, THEIRS))
+            whole = (of_key(runs, key_of(method, 1, seed))[0] for method in (OURS, THEIRS))
+            ours, theirs = (run["peak_bytes"] for run in whole)
             memories.append(ours / theirs)
         preparations.append(ratio(found["preparation"], "ours", "svd-llm"))
     for id, values, metric in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from jactus_core.tasks import TASKS, Task
 
 MOST_MISSING = 0.1
 """Share of the body's parameters that a checkpoint may lack, as for a pooler that pretraining did not use."""
+KERNEL_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+"""oneDNN keeps compiled kernels by shape; layers of many ranks on texts of many lengths fill hundreds of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ def device_of(wanted: str) -> torch.device:
 def load_model(reference: ModelReference, label_names: list[str], config: CompressionConfig) -> Loaded:
     """Load for `config.task`. A head is kept when the checkpoint was made for the same labels, else it is new.
 
-    Raises UnsupportedModel for an architecture that cannot do the task or a checkpoint that lacks the body.
+    Bounds oneDNN's cache of kernels, unless the environment does so. Raises UnsupportedModel for an architecture that
+    cannot do the task or a checkpoint that lacks the body.
     """
+    os.environ.setdefault(*KERNEL_CACHE)  # read at the first product
     task = TASKS[config.task]
     model_config = read_config(reference, task)
     same_labels = model_config.id2label == dict(enumerate(label_names))

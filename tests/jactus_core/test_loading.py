@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from jactus_core.loading import Loaded, body_name, read_config, set_labels
+from jactus_core.config import CompressionConfig
+from jactus_core.loading import KERNEL_CACHE, Loaded, body_name, load_model, read_config, set_labels
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
 from tests.jactus_core.architectures import architectures
@@ -80,3 +82,17 @@ def test_a_classifier_keeps_no_cache_and_a_generator_does(tmp_path: Path) -> Non
         config = read_config(find_model(str(folder)), task)
         set_labels(config, ["a", "b"], task)
         assert config.use_cache is cached
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "256"), ("7", "7")])
+def test_few_kernels_are_kept_unless_the_environment_says_otherwise(
+    given: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KERNEL_CACHE[0], given or "")
+    if given is None:
+        monkeypatch.delenv(KERNEL_CACHE[0])
+    architecture = architectures["bert"]
+
+    load_model(find_model(str(architecture.write(tmp_path))), ["a", "b"], CompressionConfig(task=architecture.task))
+
+    assert os.environ[KERNEL_CACHE[0]] == kept
