@@ -64,7 +64,8 @@ def main() -> None:
 def summarize_quality() -> None:
     """The goals in the summary of all benchmarks, over the experiments that have all of both sides."""
     for id, (found, ours, against, bound) in quality_goals().items():
-        metric = f"JACTUS - {METHODS[against.method].title}, points over {len(found.by_experiment)} tasks"
+        over = ", ".join(found.by_experiment)
+        metric = f"JACTUS - {METHODS[against.method].title}, points over {over}"
         value = 100 * found.mean
         used = [
             result
@@ -147,7 +148,8 @@ def differences_table() -> str:
     rows = []
     for id, (found, _, against, _) in goals.items():
         cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
-        whole = f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}"
+        error = f" ± {100 * found.error:.2f}" if len(found.by_experiment) > 1 else ""
+        whole = f"{100 * found.mean:+.2f}{error}"
         rows.append([f"`{id}`", METHODS[against.method].title, *cells, whole])
     return markdown(["goal", "against", *experiments, "mean ± error"], rows)
 

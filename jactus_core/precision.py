@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -29,23 +28,38 @@ def fast_bfloat16(model: nn.Module) -> Iterator[None]:
         yield
         return
     has_products = any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
-    with _AttentionInFloat32(), nullcontext() if has_products else _InFloat32():  # type: ignore[no-untyped-call]
+    with _attention_in_float32(), nullcontext() if has_products else _InFloat32():  # type: ignore[no-untyped-call]
         yield
 
 
-class _AttentionInFloat32(TorchFunctionMode):
-    """Attention to bfloat16 tensors without dropout: its backward pass is several times faster in float32."""
+@contextmanager
+def _attention_in_float32() -> Iterator[None]:
+    """Attention to bfloat16 tensors without dropout, whose backward pass is several times faster in float32.
 
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        is_attention = func is functional.scaled_dot_product_attention and args[0].dtype == torch.bfloat16
-        if not is_attention or kwargs.get("dropout_p"):
-            return func(*args, **kwargs)
+    For the whole process, as gradient checkpointing runs it again from within the backward pass.
+    """
+    plain = functional.scaled_dot_product_attention
+
+    def widened(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        if query.dtype != torch.bfloat16 or query.device.type != "cpu" or dropout_p:
+            return plain(query, key, value, attn_mask, dropout_p, *args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
-            return func(*args, **kwargs).bfloat16()
+            query, key, value, attn_mask = tree_map_only(Tensor, _widened, (query, key, value, attn_mask))
+            return plain(query, key, value, attn_mask, dropout_p, *args, **kwargs).bfloat16()
+
+    functional.scaled_dot_product_attention = widened
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from jactus_core.precision import fast_bfloat16
 
@@ -93,7 +94,7 @@ class Computed(TorchDispatchMode):
 
 
 def attended(query: Tensor, key: Tensor) -> Tensor:
-    return functional.scaled_dot_product_attention(query, key, key, attn_mask=(key @ query.mT).mean(1, True).mT)
+    return functional.scaled_dot_product_attention(query, key, key, (key @ query.mT).mean(1, True).mT, 0.0, scale=0.5)
 
 
 def computed(action: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, of: nn.Module) -> set[torch.dtype]:
@@ -119,6 +120,27 @@ def test_attention_is_computed_in_float32_on_any_cpu(capability: str, monkeypatc
         torch.testing.assert_close(value.double(), exact, rtol=2**-6, atol=2**-6 * float(exact.abs().max()))
     assert computed(attended, query, key, model(torch.bfloat16)) == {torch.float32}
     assert computed(attended, query.float(), key.float(), model(torch.bfloat16)) == {torch.float32}
+
+
+def test_attention_that_runs_again_in_the_backward_pass_does_so_in_float32() -> None:
+    found: list[Tensor] = []
+    for again in (False, True):
+        query, key = (some(2, 3, 5, 8, seed=seed).requires_grad_() for seed in (0, 1))
+        with fast_bfloat16(model(torch.bfloat16)):
+            answer = checkpoint(attended, query, key, use_reentrant=False) if again else attended(query, key)
+            answer.sum().backward()
+        assert query.grad is not None
+        found.append(query.grad)
+
+    assert torch.equal(*found)
+
+
+def test_attention_is_torch_s_own_again_behind_it() -> None:
+    plain = functional.scaled_dot_product_attention
+    with suppress(KeyError), fast_bfloat16(model(torch.bfloat16)):
+        assert functional.scaled_dot_product_attention is not plain
+        raise KeyError
+    assert functional.scaled_dot_product_attention is plain
 
 
 @pytest.mark.parametrize("capability", ["avx512_bw", "bf16"])
