@@ -32,7 +32,7 @@ from jactus_core.progress import Report, StageClock
 from jactus_core.subspaces import exact
 from jactus_core.work import WorkFolder
 
-STATISTICS = "statistics"
+STATISTICS = "moments"
 
 
 @dataclass(frozen=True)
