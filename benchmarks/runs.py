@@ -19,6 +19,8 @@ HOPELESS = 0.03
 
 Neither with other seeds nor on the experiments that take its learning rates from this one.
 """
+FAR_BEHIND = 0.1
+"""One that is this far behind where its rate was chosen is not run at other budgets either."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +94,33 @@ def is_tuned_here(experiment: str, name: str) -> bool:
 
 
 def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
-    """One per budget, at the chosen rate."""
+    """One per budget, that of the choice first, at the chosen rate."""
     rate = chosen_rate(experiment, name)
     if rate is None:
         raise SystemExit(f"The learning rate of {name} on {experiment} is not chosen yet; run what it is taken from.")
-    return [Run(experiment, name, budget, rate, seed) for budget in METHODS[name].budgets]
+    budgets = sorted(METHODS[name].budgets, key=lambda budget: budget != TUNED_AT)
+    return [Run(experiment, name, budget, rate, seed) for budget in budgets]
 
 
 def is_hopeless(run: Run) -> bool:
     """Whether it repeats a way to compress and then tune that trails far behind another."""
     judged = EXPERIMENTS[run.experiment].rates_of or run.experiment
-    if (run.experiment, run.seed) == (judged, FIRST_SEED) or run.method not in RIVALS:
+    if run.method not in RIVALS:
         return False
+    if (run.experiment, run.seed) == (judged, FIRST_SEED):
+        return run.budget != TUNED_AT and _trails(judged, run.method, TUNED_AT, FAR_BEHIND)
+    return _trails(judged, run.method, TUNED_AT, FAR_BEHIND) or _trails(judged, run.method, run.budget, HOPELESS)
+
+
+def _trails(experiment: str, method: str, budget: float, by: float) -> bool:
+    """Whether a way to compress and then tune was run, and is behind the best one, on dev and with the first seed."""
     scores = {}
     for name in RIVALS:
-        rate = chosen_rate(judged, name)
+        rate = chosen_rate(experiment, name)
         if rate is not None:
-            scores[name] = Run(judged, name, run.budget, rate, FIRST_SEED).dev_score()
+            scores[name] = Run(experiment, name, budget, rate, FIRST_SEED).dev_score()
     known = {name: score for name, score in scores.items() if score is not None}
-    return run.method in known and known[run.method] < max(known.values()) - HOPELESS
+    return method in known and known[method] < max(known.values()) - by
 
 
 def missing(name: str, methods: Sequence[str], seed: int) -> Iterator[Run]:

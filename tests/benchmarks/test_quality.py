@@ -16,9 +16,9 @@ from benchmarks import findings, quality, runs, short
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.findings import Column
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, TUNED_AT
 from benchmarks.quality import run_experiments
-from benchmarks.runs import HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, tuning_runs
+from benchmarks.runs import FAR_BEHIND, HOPELESS, Run, chosen_rate, final_runs, is_hopeless, missing, tuning_runs
 from benchmarks.trial import Trial
 from tests.tiny import reviews, write_tiny_bert
 
@@ -132,6 +132,18 @@ def test_a_rival_that_trails_far_behind_is_not_repeated(monkeypatch: pytest.Monk
     for repeated in missing("tiny", RIVALS, seed=1), missing("like tiny", RIVALS, seed=0):
         assert [run.method for run in repeated] == ["svd-llm+lora"] * 3
     assert not any(is_hopeless(run) for run in final_runs("tiny", "svd-llm+cores", seed=0))
+
+
+def test_a_rival_that_trails_by_very_much_is_not_run_at_other_budgets() -> None:
+    for name, dev in zip(RIVALS, (0.8, 0.8 - FAR_BEHIND - 0.01), strict=True):
+        for rate, loss in ((3e-4, 0.1), (1e-3, 0.0), (3e-3, 0.1)):
+            pretend(Run("tiny", name, TUNED_AT, rate, 0), dev - loss, dev)
+
+    left = list(missing("tiny", RIVALS, seed=0))
+    assert [(run.method, run.budget) for run in left] == [("svd-llm+lora", 0.8), ("svd-llm+lora", 0.4)]
+    assert [run.method for run in missing("tiny", RIVALS, seed=1)] == ["svd-llm+lora"] * 3
+    assert not findings.is_complete("tiny", Column("svd-llm+lora", 0.8))
+    assert findings.is_complete("tiny", Column("svd-llm+cores", TUNED_AT))
 
 
 def test_differences_are_paired_by_seed_and_every_experiment_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
