@@ -1,6 +1,6 @@
 """What it takes to get a result: time and memory beside LoRA, preparation beside SVD-LLM's.
 
-    python -m benchmarks.costs [--models FOLDER] [--data FOLDER] [--experiments sst2 dtd10] [--seeds 0 1 2]
+    python -m benchmarks.costs [--models FOLDER] [--data FOLDER] [--experiments sst2 …] [--seeds 0 1 2]
 
 Time to result: JACTUS at a budget of 0.8 and LoRA are each trained with whole schedules of several lengths, at the
 rates that `benchmarks.quality` chose, the shorter ones also at the next higher rate of its grid. The target is what the
@@ -81,15 +81,14 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
 def runs(name: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is to be run, by key; both methods in turn."""
+    chosen = {method: chosen_rate(name, method) for method in (OURS, THEIRS)}
+    grids = {method: RATES[RATES.index(rate) :] for method, rate in chosen.items() if rate is not None}
+    if len(grids) < len(chosen):
+        raise SystemExit(f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first.")
     for share in SHARES:
         for higher in (0, 1) if share < 1 else (0,):
-            for method in (OURS, THEIRS):
-                rate = chosen_rate(name, method)
-                if rate is None:
-                    raise SystemExit(
-                        f"Run python -m benchmarks.quality --experiments {name} --methods {OURS} {THEIRS} first."
-                    )
-                rate = RATES[RATES.index(rate) + higher]
+            for method, grid in grids.items():
+                rate = grid[higher]
                 key = key_of(method, share, seed) + f", rate {rate:g}"
                 yield key, {"name": name, "method": method, "share": share, "seed": seed, "rate": rate}
 

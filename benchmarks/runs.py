@@ -103,7 +103,7 @@ def final_runs(experiment: str, name: str, seed: int) -> list[Run]:
 
 
 def is_hopeless(run: Run) -> bool:
-    """Whether it repeats a way to compress and then tune that trails far behind another."""
+    """Whether it repeats, or takes to other budgets, a way to compress and then tune that trails far behind another."""
     judged = EXPERIMENTS[run.experiment].rates_of or run.experiment
     if run.method not in RIVALS:
         return False
