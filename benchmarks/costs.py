@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,20 +67,20 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> None:
     """Add what is missing to the experiment's file."""
     file = FOLDER / f"{name}.json"
-    found = read_result(file) or {"experiment": name, "runs": {}, "preparation": {}}
+    found = read_result(file) or {"experiment": name, "runs": [], "preparation": {}}
     for seed in options.seeds:
-        for key, asked in runs(name, seed):
-            if key not in found["runs"]:
-                found["runs"][key] = in_new_process(options, asked)
+        for asked in runs(name, seed):
+            if not any(asked.items() <= run.items() for run in found["runs"]):
+                found["runs"].append({**asked, **in_new_process(options, {"name": name, **asked})})
                 write_result(file, found)
-                print(f"{name}: {key}: {found['runs'][key]}", flush=True)
+                print(f"{name}: {found['runs'][-1]}", flush=True)
     if not found["preparation"]:
         found["preparation"] = preparation(Trial(EXPERIMENTS[name], 0, options.models, options.data), options.repeats)
         write_result(file, found)
 
 
-def runs(name: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is to be run, by key; both methods in turn."""
+def runs(name: str, seed: int) -> Iterator[dict[str, Any]]:
+    """What is to be run, both methods in turn."""
     chosen = {method: chosen_rate(name, method) for method in (OURS, THEIRS)}
     grids = {method: RATES[RATES.index(rate) :] for method, rate in chosen.items() if rate is not None}
     if len(grids) < len(chosen):
@@ -88,13 +88,7 @@ def runs(name: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     for share in SHARES:
         for higher in (0, 1) if share < 1 else (0,):
             for method, grid in grids.items():
-                rate = grid[higher]
-                key = key_of(method, share, seed) + f", rate {rate:g}"
-                yield key, {"name": name, "method": method, "share": share, "seed": seed, "rate": rate}
-
-
-def key_of(method: str, share: float, seed: int) -> str:
-    return f"{method}, {share:g} of the steps, seed {seed}"
+                yield {"method": method, "share": share, "seed": seed, "rate": grid[higher]}
 
 
 def in_new_process(options: argparse.Namespace, asked: Mapping[str, Any]) -> dict[str, float]:
@@ -174,19 +168,11 @@ def svd_llm(layers: Mapping[str, nn.Module], model: nn.Module, batches: Iterable
     return found
 
 
-def time_to_result(runs: Mapping[str, Mapping[str, float]], seed: int) -> dict[str, float]:
-    """Seconds of each method to what the worse of the two reaches on dev."""
-    of = {
-        method: [run for share in SHARES for run in of_key(runs, key_of(method, share, seed))]
-        for method in (OURS, THEIRS)
-    }
-    target = min(found[-1]["dev"] for found in of.values())
-    return {method: min(run["seconds"] for run in found if run["dev"] >= target) for method, found in of.items()}
-
-
-def of_key(runs: Mapping[str, Mapping[str, float]], key: str) -> list[Mapping[str, float]]:
-    """At every rate."""
-    return [run for name, run in runs.items() if name.startswith(f"{key}, rate ")]
+def time_to_result(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of each method, with one seed, to what the worse of the two reaches on dev."""
+    target = min(run["dev"] for run in runs if run["share"] == max(SHARES))
+    reached = [run for run in runs if run["dev"] >= target]
+    return {method: min(run["seconds"] for run in reached if run["method"] == method) for method in (OURS, THEIRS)}
 
 
 def conclude() -> None:
@@ -194,13 +180,12 @@ def conclude() -> None:
     names = ", ".join(found["experiment"] for found in files)
     times, memories, preparations = [], [], []
     for found in files:
-        runs = found["runs"]
-        for seed in {int(key.split("seed ")[1].split(",")[0]) for key in runs}:
-            seconds = time_to_result(runs, seed)
+        for seed in {run["seed"] for run in found["runs"]}:
+            runs = [run for run in found["runs"] if run["seed"] == seed]
+            seconds = time_to_result(runs)
             times.append(seconds[OURS] / seconds[THEIRS])
-            whole = (of_key(runs, key_of(method, 1, seed))[0] for method in (OURS, THEIRS))
-            ours, theirs = (run["peak_bytes"] for run in whole)
-            memories.append(ours / theirs)
+            peak = {run["method"]: run["peak_bytes"] for run in runs if run["share"] == max(SHARES)}
+            memories.append(peak[OURS] / peak[THEIRS])
         preparations.append(ratio(found["preparation"], "ours", "svd-llm"))
     for id, values, metric in (
         ("time_vs_lora", times, "time to the same dev score, JACTUS at 0.8 / LoRA r=16"),

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import costs, recording
-from benchmarks.costs import SHARES, key_of, svd_llm, time_to_result
+from benchmarks.costs import SHARES, svd_llm, time_to_result
 from jactus_core.factorization import Metric, factorize
 
 
 def test_time_to_result_is_that_of_the_fastest_run_that_reaches_what_both_can() -> None:
-    def runs(method: str, rate: float, seconds: list[float], dev: list[float]) -> dict[str, dict[str, float]]:
-        return {
-            f"{key_of(method, share, seed=3)}, rate {rate:g}": {"seconds": one, "dev": score}
+    def runs(method: str, seconds: list[float], dev: list[float]) -> list[dict[str, Any]]:
+        return [
+            {"method": method, "share": share, "seconds": one, "dev": score}
             for share, one, score in zip(SHARES, seconds, dev, strict=False)
-        }
+        ]
 
-    found = runs("jactus", 1e-3, [10, 18, 27, 35], [0.70, 0.81, 0.80, 0.85])
-    found |= runs("lora", 1e-3, [9, 19, 29, 39], [0.6, 0.7, 0.79, 0.80])
+    found = runs("jactus", [10, 18, 27, 35], [0.70, 0.81, 0.80, 0.85])
+    found += runs("lora", [9, 19, 29, 39], [0.6, 0.7, 0.79, 0.80])
 
-    assert time_to_result(found, seed=3) == {"jactus": 18, "lora": 39}
+    assert time_to_result(found) == {"jactus": 18, "lora": 39}
 
-    found |= runs("jactus", 3e-3, [11, 12], [0.8, 0.9]) | runs("lora", 3e-3, [9, 21, 30], [0.0, 0.79, 0.83])
+    found += runs("jactus", [11, 12], [0.8, 0.9]) + runs("lora", [9, 21, 30], [0.0, 0.79, 0.83])
 
-    assert time_to_result(found, seed=3) == {"jactus": 11, "lora": 30}
+    assert time_to_result(found) == {"jactus": 11, "lora": 30}
 
 
 def test_shorter_schedules_are_run_at_the_next_higher_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "chosen_rate", lambda name, method: {"jactus": 1e-3, "lora": 3e-3}[method])
 
-    asked = dict(costs.runs("sst2", 3))
+    asked = list(costs.runs("sst2", 3))
 
     assert len(asked) == 14
-    assert asked["lora, 0.25 of the steps, seed 3, rate 0.01"]["rate"] == 0.01
-    assert {one["rate"] for one in asked.values() if one["share"] == 1} == {1e-3, 3e-3}
+    assert {"method": "lora", "share": 0.25, "seed": 3, "rate": 0.01} in asked
+    assert {one["rate"] for one in asked if one["share"] == 1} == {1e-3, 3e-3}
 
 
 def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
@@ -49,15 +50,11 @@ def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
     (tmp_path / "costs").mkdir()
     for name, slower in (("one", 2.0), ("other", 3.0), ("third", 7.0)):
         taken = {"jactus": 10.0 * slower, "lora": 10.0}
-        runs = {
-            f"{method}, {share:g} of the steps, seed 0, rate 0.001": {
-                "seconds": seconds,
-                "dev": share,
-                "peak_bytes": seconds,
-            }
+        runs = [
+            {"method": method, "share": share, "seed": 0, "seconds": seconds, "dev": share, "peak_bytes": seconds}
             for method, seconds in taken.items()
             for share in SHARES
-        }
+        ]
         preparation = {"ours": [slower], "svd-llm": [1.0]}
         origin = {"commit": f"of {name}", "machine": "two cores", "date": "2026-01-01"}
         found = {"experiment": name, "runs": runs, "preparation": preparation, **origin}
