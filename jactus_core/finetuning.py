@@ -48,7 +48,7 @@ ZERO_RATE = 3.0
 """Of adapters that start at zero, relative to the rate of cores."""
 PRINCIPAL_RATE = 8.0
 """Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
-SETTLED_RATE = 0.3
+SETTLED_RATE = 0.2
 """Of the cores and the head of a classifier that was tuned before, relative to the rate of those that were not."""
 
 
@@ -238,8 +238,8 @@ def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.o
     """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`.
 
     Adam moves every entry by about its rate. The values of cores are 1 on average, but what r entries of a row do adds
-    up, so beyond a rank of `FULL_RATE_RANK` a core's rate falls as 1 / r. The entries of a whitened factor may all be
-    tiny: its rate is relative to their root mean square.
+    up, by chance as √r, so beyond a rank of `FULL_RATE_RANK` a core's rate falls as 1 / √r. The entries of a whitened
+    factor may all be tiny: its rate is relative to their root mean square.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
@@ -258,7 +258,7 @@ def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
     """Of one part of a layer with a core or an adapter."""
     parameter = layer.get_parameter(part).detach()
     if part == "core":
-        return min(FULL_RATE_RANK / len(parameter), 1.0)
+        return math.sqrt(min(FULL_RATE_RANK / len(parameter), 1.0))
     size = float(parameter.square().mean().sqrt())
     if isinstance(layer, CoreLinear):
         return size
