@@ -44,11 +44,15 @@ WARMUP_FORWARD_SHARE = 0.8
 """Share of the head's warm-up time that the body's single forward pass takes."""
 FULL_RATE_RANK = 96
 """The largest rank of a core that is trained at the full rate."""
+FALL = 0.5
+"""The power of the rank by which the rate falls beyond that."""
+SETTLED_FALL = 1.0
+"""The same where the model was tuned before: the more is kept of a layer, the less there is to repair."""
 ZERO_RATE = 3.0
 """Of adapters that start at zero, relative to the rate of cores."""
 PRINCIPAL_RATE = 8.0
 """Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
-SETTLED_RATE = 0.2
+SETTLED_RATE = 0.3
 """Of the cores and the head of a classifier that was tuned before, relative to the rate of those that were not."""
 
 
@@ -180,7 +184,8 @@ def fit(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     steps = max(1, math.ceil(config.epochs * len(data) / config.batch_size))
-    optimizer, schedule = _optimizer(model, config.learning_rate, steps)
+    fall = SETTLED_FALL if config.adapter_epochs else FALL
+    optimizer, schedule = _optimizer(model, config.learning_rate, steps, fall)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -234,16 +239,18 @@ def _trained_names(model: PreTrainedModel, trained: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def _optimizer(
+    model: PreTrainedModel, rate: float, steps: int, fall: float = FALL
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`.
 
     Adam moves every entry by about its rate. The values of cores are 1 on average, but what r entries of a row do adds
-    up, by chance as √r, so beyond a rank of `FULL_RATE_RANK` a core's rate falls as 1 / √r. The entries of a whitened
-    factor may all be tiny: its rate is relative to their root mean square.
+    up, so beyond a rank of `FULL_RATE_RANK` a core's rate falls by the power `fall` of the rank. The entries of a
+    whitened factor may all be tiny: its rate is relative to their root mean square.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part)}
+        {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part, fall)}
         for layer, module in model.named_modules()
         if isinstance(module, CoreLinear | AdaptedLinear)
         for part in ("core", "up", "down")
@@ -254,11 +261,11 @@ def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.o
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARMUP_SHARE), steps)
 
 
-def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
+def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str, fall: float) -> float:
     """Of one part of a layer with a core or an adapter."""
     parameter = layer.get_parameter(part).detach()
     if part == "core":
-        return math.sqrt(min(FULL_RATE_RANK / len(parameter), 1.0))
+        return float(min(FULL_RATE_RANK / len(parameter), 1.0) ** fall)
     size = float(parameter.square().mean().sqrt())
     if isinstance(layer, CoreLinear):
         return size
