@@ -11,25 +11,41 @@ import torch
 from torch import nn
 
 from benchmarks import costs, recording
-from benchmarks.costs import SHARES, svd_llm, time_to_result
+from benchmarks.costs import SHARES, fastest, halfway, svd_llm
 from jactus_core.factorization import Metric, factorize
 
 
+def runs_of(method: str, seconds: list[float], dev: list[float], rate: float = 1e-3) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "share": share, "seed": 3, "rate": rate, "seconds": one, "dev": score}
+        for share, one, score in zip(SHARES, seconds, dev, strict=False)
+    ]
+
+
 def test_time_to_result_is_that_of_the_fastest_run_that_reaches_what_both_can() -> None:
-    def runs(method: str, seconds: list[float], dev: list[float]) -> list[dict[str, Any]]:
-        return [
-            {"method": method, "share": share, "seconds": one, "dev": score}
-            for share, one, score in zip(SHARES, seconds, dev, strict=False)
-        ]
+    found = runs_of("jactus", [10, 18, 27, 35], [0.70, 0.81, 0.80, 0.85])
+    found += runs_of("lora", [9, 19, 29, 39], [0.6, 0.7, 0.79, 0.80])
 
-    found = runs("jactus", [10, 18, 27, 35], [0.70, 0.81, 0.80, 0.85])
-    found += runs("lora", [9, 19, 29, 39], [0.6, 0.7, 0.79, 0.80])
+    assert {method: run["seconds"] for method, run in fastest(found).items()} == {"jactus": 18, "lora": 39}
 
-    assert time_to_result(found) == {"jactus": 18, "lora": 39}
+    found += runs_of("jactus", [11, 12], [0.8, 0.9], 3e-3) + runs_of("lora", [9, 21, 30], [0.0, 0.79, 0.83], 3e-3)
 
-    found += runs("jactus", [11, 12], [0.8, 0.9]) + runs("lora", [9, 21, 30], [0.0, 0.79, 0.83])
+    assert {method: run["seconds"] for method, run in fastest(found).items()} == {"jactus": 11, "lora": 30}
 
-    assert time_to_result(found) == {"jactus": 11, "lora": 30}
+
+def test_a_run_halfway_to_the_next_shorter_one_tells_whether_that_would_have_done() -> None:
+    found = runs_of("jactus", [10, 18, 27, 35], [0.7, 0.81, 0.8, 0.85])
+    found += runs_of("lora", [9, 21, 30, 40], [0.0, 0.79, 0.8, 0.8], 3e-3)
+    shorter = [
+        {"method": "jactus", "share": 0.375, "seed": 3, "rate": 1e-3},
+        {"method": "lora", "share": 0.625, "seed": 3, "rate": 3e-3},
+    ]
+
+    assert list(halfway(found, 3)) == shorter
+
+    found += [{**one, "seconds": 5, "dev": 0.9} for one in shorter]
+
+    assert list(halfway(found, 3)) == shorter
 
 
 def test_shorter_schedules_are_run_at_the_next_higher_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
