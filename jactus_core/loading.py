@@ -20,8 +20,11 @@ from jactus_core.tasks import TASKS, Task
 
 MOST_MISSING = 0.1
 """Share of the body's parameters that a checkpoint may lack, as for a pooler that pretraining did not use."""
-KERNEL_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-"""oneDNN keeps compiled kernels by shape; layers of many ranks on texts of many lengths fill hundreds of megabytes."""
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+"""oneDNN, and PyTorch above it, keep compiled kernels by shape.
+
+Layers of many ranks on texts of many lengths fill hundreds of megabytes with 1024, the default of both.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,11 @@ def device_of(wanted: str) -> torch.device:
 def load_model(reference: ModelReference, label_names: list[str], config: CompressionConfig) -> Loaded:
     """Load for `config.task`. A head is kept when the checkpoint was made for the same labels, else it is new.
 
-    Bounds oneDNN's cache of kernels, unless the environment does so. Raises UnsupportedModel for an architecture that
+    Bounds the caches of kernels, unless the environment does so. Raises UnsupportedModel for an architecture that
     cannot do the task or a checkpoint that lacks the body.
     """
-    os.environ.setdefault(*KERNEL_CACHE)  # read at the first product
+    for name, size in KERNEL_CACHES.items():
+        os.environ.setdefault(name, size)  # read at the first product
     task = TASKS[config.task]
     model_config = read_config(reference, task)
     same_labels = model_config.id2label == dict(enumerate(label_names))

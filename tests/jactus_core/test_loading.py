@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from jactus_core.config import CompressionConfig
-from jactus_core.loading import KERNEL_CACHE, Loaded, body_name, load_model, read_config, set_labels
+from jactus_core.loading import KERNEL_CACHES, Loaded, body_name, load_model, read_config, set_labels
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
 from tests.jactus_core.architectures import architectures
@@ -88,11 +88,12 @@ def test_a_classifier_keeps_no_cache_and_a_generator_does(tmp_path: Path) -> Non
 def test_few_kernels_are_kept_unless_the_environment_says_otherwise(
     given: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KERNEL_CACHE[0], given or "")
-    if given is None:
-        monkeypatch.delenv(KERNEL_CACHE[0])
+    for name in KERNEL_CACHES:
+        monkeypatch.setenv(name, given or "")
+        if given is None:
+            monkeypatch.delenv(name)
     architecture = architectures["bert"]
 
     load_model(find_model(str(architecture.write(tmp_path))), ["a", "b"], CompressionConfig(task=architecture.task))
 
-    assert os.environ[KERNEL_CACHE[0]] == kept
+    assert [os.environ[name] for name in KERNEL_CACHES] == [kept, kept]
