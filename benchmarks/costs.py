@@ -95,8 +95,8 @@ def runs(name: str, seed: int) -> Iterator[dict[str, Any]]:
 
 def halfway(found: Sequence[Mapping[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Between the fastest run that reached the target, of each method, and the next shorter one."""
-    whole = [run for run in found if run["seed"] == seed and run["share"] in SHARES]
-    for method, run in fastest(whole).items():
+    regular = [run for run in found if run["seed"] == seed and run["share"] in SHARES]
+    for method, run in fastest(regular).items():
         yield {"method": method, "share": run["share"] - SHARES[0] / 2, "seed": seed, "rate": run["rate"]}
 
 

@@ -188,9 +188,8 @@ def factorized(
     """Factorize layers that read the same tensors."""
     shared: dict[int, _Side] = {}
     for name, seen in statistics.items():
-        weight = (
-            matrix_of(targets.layers[name]).to(exact(seen.inputs.total.device)).double()
-        )  # kept ones are on the CPU
+        where = exact(seen.inputs.total.device)  # the CPU for kept ones
+        weight = matrix_of(targets.layers[name]).to(where).double()
         inputs = shared.get(id(seen.inputs)) or _side(seen.inputs, weight, config.weighting != "none", config)
         outputs = _side(seen.gradients, weight.T, config.weighting == "fisher", config)
         shared[id(seen.inputs)] = inputs
