@@ -10,6 +10,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
@@ -89,6 +90,27 @@ def _base_config(model: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
+class _OnColumns(nn.Module):
+    """A low-rank layer that reads its inputs as columns: ONNX Runtime picks rows of a matrix, and adds them to a
+    product, several times faster than it picks columns."""
+
+    first: Tensor
+    others: Tensor
+
+    def __init__(self, layer: LowRankLinear) -> None:
+        super().__init__()
+        self.down, self.up = layer.down.weight, layer.up.weight
+        self.bias = layer.bias
+        first, others = layer.order.tensor_split([self.up.shape[1]])
+        self.register_buffer("first", first)
+        self.register_buffer("others", others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = x.reshape(-1, x.shape[-1]).T
+        hidden = torch.addmm(columns.index_select(0, self.first), self.down, columns.index_select(0, self.others))
+        return functional.linear(hidden.T, self.up, self.bias).view(*x.shape[:-1], -1)
+
+
 class _Logits(nn.Module):
     """The model as a function of its tensors alone."""
 
@@ -104,7 +126,10 @@ class _Logits(nn.Module):
 
 
 def _write_onnx(model: PreTrainedModel, folder: Path, file: Path) -> None:
-    """Export with dynamic batch and, for texts, sequence."""
+    """Export with dynamic batch and, for texts, sequence; `model` is changed on the way."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LowRankLinear):
+            model.set_submodule(name, _OnColumns(layer))
     batch = torch.export.Dim("batch", min=1, max=65536)
     if model.main_input_name == "pixel_values":
         processor = AutoImageProcessor.from_pretrained(folder)

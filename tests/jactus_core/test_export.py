@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -101,6 +102,15 @@ def test_onnx_reads_texts_of_any_number_and_length(name: str, compressed: Compre
             logits, expected = logits[mask.bool()], expected[mask.bool()]
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(folder)("a great film").input_ids
+
+
+def test_onnx_picks_the_inputs_of_low_rank_layers_as_rows(compressed: Compress, tmp_path: Path) -> None:
+    found = compressed("bert")
+    graph = onnx.load(export(found.folder, tmp_path, "onnx") / ONNX_FILE).graph
+    columns = {node.output[0] for node in graph.node if node.op_type == "Transpose"}
+    picked = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in columns]
+
+    assert [node.attribute[0].i for node in picked] == [0, 0] * len(found.config["ranks"])
 
 
 def test_onnx_reads_any_number_of_images_of_the_size_that_the_model_was_compressed_for(tmp_path: Path) -> None:
