@@ -30,7 +30,16 @@ from torch import nn
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import METHODS, RATES
-from benchmarks.recording import RESULTS, interleaved, peak_resident, ratio, read_result, summarize, write_result
+from benchmarks.recording import (
+    RESULTS,
+    interleaved,
+    markdown,
+    peak_resident,
+    ratio,
+    read_result,
+    summarize,
+    write_result,
+)
 from benchmarks.runs import chosen_rate
 from benchmarks.trial import Trial
 from jactus_core.errors import NonFiniteLoss
@@ -184,16 +193,43 @@ def fastest(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return {method: next(run for run in reached if run["method"] == method) for method in (OURS, THEIRS)}
 
 
+def results() -> list[dict[str, Any]]:
+    return [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+
+
+def by_seed(found: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """The runs of one experiment."""
+    seeds = sorted({run["seed"] for run in found["runs"]})
+    return {seed: [run for run in found["runs"] if run["seed"] == seed] for seed in seeds}
+
+
+def peaks(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of each method, with all steps."""
+    return {run["method"]: run["peak_bytes"] for run in runs if run["share"] == max(SHARES)}
+
+
+def table() -> str:
+    """Ours and LoRA's by experiment and seed: seconds to the same score on dev, of how many steps, peak memory."""
+    rows = []
+    for found in results():
+        prepared = [f"{statistics.median(found['preparation'][name]):.1f} s" for name in ("ours", "svd-llm")]
+        for seed, runs in by_seed(found).items():
+            best, peak = fastest(runs), peaks(runs)
+            times = [f"{best[name]['seconds']:.0f} s of {best[name]['share']:.1%}" for name in (OURS, THEIRS)]
+            memories = [f"{peak[name] / 1e9:.2f} GB" for name in (OURS, THEIRS)]
+            rows.append([found["experiment"], str(seed), *times, *memories, *prepared])
+    sides = [f"{what}, {name}" for what in ("time", "memory") for name in ("JACTUS", "LoRA")]
+    return markdown(["dataset", "seed", *sides, "preparation", "SVD-LLM's"], rows)
+
+
 def conclude() -> None:
-    files = [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    files = results()
     names = ", ".join(found["experiment"] for found in files)
     times, memories, preparations = [], [], []
     for found in files:
-        for seed in {run["seed"] for run in found["runs"]}:
-            runs = [run for run in found["runs"] if run["seed"] == seed]
-            best = fastest(runs)
+        for runs in by_seed(found).values():
+            best, peak = fastest(runs), peaks(runs)
             times.append(best[OURS]["seconds"] / best[THEIRS]["seconds"])
-            peak = {run["method"]: run["peak_bytes"] for run in runs if run["share"] == max(SHARES)}
             memories.append(peak[OURS] / peak[THEIRS])
         preparations.append(ratio(found["preparation"], "ours", "svd-llm"))
     for id, values, metric in (

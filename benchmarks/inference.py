@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import BUDGETS
-from benchmarks.recording import RESULTS, interleaved, ratio, read_result, summarize, write_result
+from benchmarks.recording import RESULTS, interleaved, markdown, ratio, read_result, summarize, write_result
 from benchmarks.trial import Trial
 from jactus_core.checkpoint import deploy, save_checkpoint
 from jactus_core.config import CompressionConfig
@@ -149,10 +149,37 @@ def ratios(milliseconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: ratio(dict(milliseconds), name, DENSE) for name in milliseconds if name != DENSE}
 
 
+def results() -> list[dict[str, Any]]:
+    return [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+
+
+def table() -> str:
+    """Of the dense model's time, by budget; one row per engine, batch size and rounding of the ranks."""
+    files = results()
+    budgets = " / ".join(f"{budget:.0%}" for budget in BUDGETS)
+    head = ["engine", "batch", "ranks of", *(f"{f['experiment']}, {part}" for f in files for part in (DENSE, budgets))]
+    rows = (
+        [engine, str(size), str(multiple), *(cell for f in files for cell in _cells(f, engine, size, multiple))]
+        for engine in ENGINES
+        for size in BATCHES
+        for multiple in MULTIPLES
+    )
+    return markdown(head, rows)
+
+
+def _cells(result: Mapping[str, Any], engine: str, size: int, multiple: int) -> tuple[str, str]:
+    milliseconds = result["milliseconds"].get(f"{engine}, batch {size}")
+    if milliseconds is None:
+        return "", ""
+    found = ratios(milliseconds)
+    shares = " / ".join(f"{found[variant(budget, multiple)]:.2f}" for budget in BUDGETS)
+    return f"{statistics.median(milliseconds[DENSE]):.0f} ms", shares
+
+
 def conclude() -> None:
     """One figure per engine, budget and batch size, at the default rounding: the mean over experiments."""
     multiple = CompressionConfig().rank_multiple
-    files = [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
+    files = results()
     for engine in ENGINES:
         for size in BATCHES:
             key = f"{engine}, batch {size}"

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks import findings
+from benchmarks import costs, findings, inference
 from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS, RIVALS
@@ -100,6 +100,8 @@ def blocks() -> dict[str, str]:
         "perplexity": scores_table([name for name in SMALL if findings.metric_of(name) == "perplexity"]),
         "differences": differences_table(),
         "rates": rates_table(),
+        "costs": costs.table(),
+        "inference": inference.table(),
     }
 
 

@@ -84,6 +84,7 @@ def test_a_figure_is_the_median_over_seeds_of_experiments_that_it_names(
         assert (row["value"], row["holds"]) == (3.0, False)
         assert row["metric"].endswith("median over one, other, third")
         assert (row["commit"], row["machine"]) == ("of one, of other, of third", "two cores")
+    assert "| third | 0 | 70 s of 100.0% | 10 s of 100.0% | 0.00 GB | 0.00 GB | 7.0 s | 1.0 s |" in costs.table()
 
 
 def test_svd_llm_truncates_as_well_as_the_closed_form_with_the_inputs_alone() -> None:

@@ -41,16 +41,21 @@ def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: p
 def test_a_figure_is_the_mean_over_experiments_of_the_median_ratio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "FOLDER", tmp_path)
+    monkeypatch.setattr(inference, "FOLDER", tmp_path / "inference")
     monkeypatch.setattr(recording, "SUMMARY", tmp_path / "summary.json")
+    (tmp_path / "inference").mkdir()
     for name, slower in (("a", 1.0), ("b", 2.0)):
-        times = {variant(budget, multiple): [5.0 * slower, 50.0, 4.0] for budget in BUDGETS for multiple in MULTIPLES}
+        slow = [5.0 * slower, 50.0 * slower, 4.0 * slower]
+        times = {variant(budget, multiple): slow for budget in BUDGETS for multiple in MULTIPLES}
         measured = {f"eager, batch {size}": {DENSE: [10.0, 100.0, 8.0], **times} for size in BATCHES}
         origin = {"commit": f"of {name}", "machine": "two cores", "date": "2026-01-01"}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"milliseconds": measured, **origin}))
+        found = {"experiment": name, "milliseconds": measured, **origin}
+        (tmp_path / "inference" / f"{name}.json").write_text(json.dumps(found))
 
     inference.conclude()
 
     rows = {row["id"]: row["value"] for row in json.loads((tmp_path / "summary.json").read_text())}
     assert rows.keys() == {f"inference_batch{size}@{budget:g}/eager" for size in BATCHES for budget in BUDGETS}
-    assert set(rows.values()) == {0.5}
+    assert set(rows.values()) == {0.75}
+    assert "| eager | 32 | 8 | 10 ms | 0.50 / 0.50 / 0.50 | 10 ms | 1.00 / 1.00 / 1.00 |" in inference.table()
+    assert "| torch.compile | 1 | 64 |  |  |  |  |" in inference.table()
