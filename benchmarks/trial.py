@@ -135,7 +135,8 @@ class Trial:
 
         The last ones are kept, as several budgets and methods ask for the same in a row.
         """
-        key = config.model_dump(exclude=AFTER_DECOMPOSITION - (ADAPTATION if config.adapter_epochs else set()))
+        settings = config.model_dump(exclude=AFTER_DECOMPOSITION - (ADAPTATION if config.adapter_epochs else set()))
+        key = {**settings, "adapter_epochs": config.adapter_epochs}
         if self._last_prepared is None or self._last_prepared[0] != key:
             model = self.loaded.model
             if config.adapter_epochs:

@@ -268,7 +268,8 @@ class _Run:
         if not config.adapter_epochs:
             return
         self.clock.enter("calibrating")
-        self.key = fingerprint(self.key, config.model_dump(mode="json", include=ADAPTATION))
+        settings = config.model_dump(mode="json", include=ADAPTATION)
+        self.key = fingerprint(self.key, settings, config.adapter_epochs)
         install_adapters(model, targets.layers, config.seed, config.principal_adapters)
         show = self._note("tuning adapters")
         train = lambda: tune_adapters(model, head, data.train, config, show, self.processes)  # noqa: E731

@@ -26,7 +26,7 @@ from jactus_core.config import CompressionConfig
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
-from jactus_core.layers import AdaptedLinear, CoreLinear, adapter_names, train_only
+from jactus_core.layers import AdaptedLinear, CoreLinear, adapter_names, lost_share, train_only
 from jactus_core.loading import Loaded
 from jactus_core.losses import cross_entropy_sum, divergence, without_labels
 from jactus_core.precision import fast_bfloat16
@@ -46,14 +46,10 @@ FULL_RATE_RANK = 96
 """The largest rank of a core that is trained at the full rate."""
 FALL = 0.5
 """The power of the rank by which the rate falls beyond that."""
-SETTLED_FALL = 1.0
-"""The same where the model was tuned before: the more is kept of a layer, the less there is to repair."""
 ZERO_RATE = 3.0
 """Of adapters that start at zero, relative to the rate of cores."""
 PRINCIPAL_RATE = 8.0
 """Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
-SETTLED_RATE = 0.3
-"""Of the cores and the head of a classifier that was tuned before, relative to the rate of those that were not."""
 
 
 def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
@@ -150,11 +146,12 @@ def finetune_cores(
 ) -> None:
     """Train what `config.trained` says of a model with cores installed, and the head; by the labels if not by a `loss`.
 
-    Raises NonFiniteLoss naming the step.
+    Of a model that was tuned before no more is to be learnt than what the compression took away: the rate is that share
+    of `learning_rate`. Raises NonFiniteLoss naming the step.
     """
     train_only(model, head | _trained_names(model, config.trained))
-    settled = SETTLED_RATE if config.adapter_epochs and not config.repairs else 1.0
-    changes = {"epochs": config.core_epochs, "learning_rate": settled * config.learning_rate}
+    to_learn = lost_share(model) if config.adapter_epochs else 1.0
+    changes = {"epochs": config.core_epochs, "learning_rate": to_learn * config.learning_rate}
     fit(model, data, config.model_copy(update=changes), report, processes, loss)
 
 
@@ -184,8 +181,7 @@ def fit(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     steps = max(1, math.ceil(config.epochs * len(data) / config.batch_size))
-    fall = SETTLED_FALL if config.adapter_epochs else FALL
-    optimizer, schedule = _optimizer(model, config.learning_rate, steps, fall)
+    optimizer, schedule = _optimizer(model, config.learning_rate, steps)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -239,18 +235,16 @@ def _trained_names(model: PreTrainedModel, trained: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _optimizer(
-    model: PreTrainedModel, rate: float, steps: int, fall: float = FALL
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def _optimizer(model: PreTrainedModel, rate: float, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW on what is trainable, with a linear warm-up and cosine decay over `steps`.
 
     Adam moves every entry by about its rate. The values of cores are 1 on average, but what r entries of a row do adds
-    up, so beyond a rank of `FULL_RATE_RANK` a core's rate falls by the power `fall` of the rank. The entries of a
+    up, so beyond a rank of `FULL_RATE_RANK` a core's rate falls by the power `FALL` of the rank. The entries of a
     whitened factor may all be tiny: its rate is relative to their root mean square.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part, fall)}
+        {"params": [trained.pop(name)], "lr": rate * _relative_rate(module, part)}
         for layer, module in model.named_modules()
         if isinstance(module, CoreLinear | AdaptedLinear)
         for part in ("core", "up", "down")
@@ -261,11 +255,11 @@ def _optimizer(
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARMUP_SHARE), steps)
 
 
-def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str, fall: float) -> float:
+def _relative_rate(layer: CoreLinear | AdaptedLinear, part: str) -> float:
     """Of one part of a layer with a core or an adapter."""
     parameter = layer.get_parameter(part).detach()
     if part == "core":
-        return float(min(FULL_RATE_RANK / len(parameter), 1.0) ** fall)
+        return float(min(FULL_RATE_RANK / len(parameter), 1.0) ** FALL)
     size = float(parameter.square().mean().sqrt())
     if isinstance(layer, CoreLinear):
         return size

@@ -154,6 +154,17 @@ class CoreLinear(nn.Module):
         return layer
 
 
+def lost_share(model: nn.Module) -> float:
+    """Of the weights of the layers with cores, what their deployed form does without."""
+    lost = dense = 0
+    for layer in model.modules():
+        if isinstance(layer, CoreLinear):
+            (m, rank), n = layer.up.shape, layer.down.shape[1]
+            dense += m * n
+            lost += (m - rank) * (n - rank) if layer.base is None else 0
+    return lost / dense
+
+
 class AdaptedLinear(nn.Module):
     """A dense layer in two parts, y = (R + up · down) x + b, where R + up · down is its weight W at first.
 

@@ -278,7 +278,7 @@ def tuned(
 ) -> tuple[Path, CompressionConfig, Any]:
     """A model that adapters tune, how, and rows for it."""
     if request.param == "language model":
-        return tiny_language_model, QUESTIONS, rows_for("multiple-choice")
+        return tiny_language_model, QUESTIONS.model_copy(update={"adapter_share": 0.75}), rows_for("multiple-choice")
     start = "zero" if request.param.endswith("from zero") else "auto"
     changes = {"epochs": 4, "adapter_share": 0.75, "adapter_start": start, "dtype": "bfloat16"}
     return tiny_bert, SHORT.model_copy(update=changes), reviews()
@@ -305,13 +305,21 @@ def test_a_model_is_tuned_before_it_is_calibrated_when_that_is_asked_for_or_it_i
     assert weights(found[0.0]) != weights(found[0.5])
     assert notes.count("tuning adapters, 100%") == 1
     assert config.model_copy(update={"adapter_share": "auto"}).adapter_epochs == (
-        0 if config.task == "text-classification" else 0.75 * config.epochs
+        0 if config.task == "text-classification" else pytest.approx(0.84 * config.epochs)
     )
 
 
 def test_of_classifiers_those_of_images_are_tuned_before_by_default() -> None:
-    assert CompressionConfig(task="image-classification", epochs=4).adapter_epochs == 3
+    assert CompressionConfig(task="image-classification", epochs=4).adapter_epochs == pytest.approx(3.2)
     assert CompressionConfig(task="text-classification", epochs=4).adapter_epochs == 0
+
+
+def test_the_less_is_taken_away_the_more_of_the_epochs_come_before_it() -> None:
+    def before(*budgets: float) -> float:
+        return CompressionConfig(task="text-generation", budgets=budgets, epochs=1).adapter_epochs
+
+    assert [before(1.0), before(0.8), before(0.4)] == pytest.approx([1, 0.92, 0.76])
+    assert before(0.8, 0.4) == before(0.4), "all budgets share what comes before"
 
 
 def test_a_language_model_is_calibrated_by_its_own_answers(tiny_language_model: Path, tmp_path: Path) -> None:
@@ -355,8 +363,11 @@ def test_a_language_model_s_calibration_depends_on_how_it_was_tuned(tiny_languag
         )
 
     assert "decomposing" in stages()
-    assert "decomposing" not in stages(budgets=(0.7,))
-    assert "decomposing" in stages(learning_rate=1e-4)
+    assert "decomposing" not in stages(budgets=(0.7, 0.6)), "as long before the smallest budget"
+    assert "decomposing" in stages(budgets=(0.7,))
+    assert "decomposing" in stages(adapter_share=0.5)
+    assert "decomposing" not in stages(budgets=(0.7,), adapter_share=0.5)
+    assert "decomposing" in stages(learning_rate=1e-4, adapter_share=0.5)
 
 
 def test_other_weights_in_the_same_folder_void_everything(tiny_bert: Path, tmp_path: Path) -> None:

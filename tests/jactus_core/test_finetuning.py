@@ -19,8 +19,6 @@ from jactus_core.factorization import Factorization, Metric, factorize
 from jactus_core.finetuning import (
     FALL,
     PRINCIPAL_RATE,
-    SETTLED_FALL,
-    SETTLED_RATE,
     ZERO_RATE,
     answers_of,
     finetune_cores,
@@ -73,14 +71,9 @@ def test_training_moves_factors_by_a_share_of_their_own_size_or_not_at_all(
             assert moved > 0
 
 
-@pytest.mark.parametrize(("share", "fall"), [(0.0, FALL), (0.5, SETTLED_FALL)])
-def test_a_core_of_high_rank_is_moved_less_and_more_so_where_the_model_was_tuned_before(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, share: float, fall: float
-) -> None:
+def test_a_core_of_high_rank_is_moved_less(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetuning, "FULL_RATE_RANK", 8)
-    config = CompressionConfig(
-        learning_rate=RATE, epochs=1 / (1 - share), adapter_share=share, batch_size=8, max_length=24, warmup_epochs=1
-    )
+    config = CompressionConfig(learning_rate=RATE, epochs=1, batch_size=8, max_length=24, warmup_epochs=1)
     examples, _ = read_examples(reviews(8 * STEPS), config.task)
     torch.manual_seed(0)
     loaded = load_model(find_model(str(tiny_bert)), examples.label_names, config)
@@ -96,12 +89,13 @@ def test_a_core_of_high_rank_is_moved_less_and_more_so_where_the_model_was_tuned
         name: float((loaded.model.get_parameter(f"{name}.core").detach() - start).abs().max())
         for name, start in before.items()
     }
-    assert 0 < moved[large] < FARTHEST * STEPS * RATE * (8 / 32) ** fall
-    assert moved[large] == pytest.approx((8 / 32) ** fall * moved[small], rel=0.2)
+    assert 0 < moved[large] < FARTHEST * STEPS * RATE * (8 / 32) ** FALL
+    assert moved[large] == pytest.approx((8 / 32) ** FALL * moved[small], rel=0.2)
 
 
-def test_cores_of_a_classifier_that_was_tuned_before_are_moved_less(tiny_bert: Path) -> None:
-    def moved(share: float) -> float:
+def test_what_was_tuned_before_is_moved_by_the_share_that_the_compression_took(tiny_bert: Path) -> None:
+    def moved(share: float, kept_dense: bool = False) -> tuple[float, float]:
+        """The core and the head."""
         config = CompressionConfig(
             learning_rate=RATE,
             epochs=1 / (1 - share),
@@ -113,13 +107,20 @@ def test_cores_of_a_classifier_that_was_tuned_before_are_moved_less(tiny_bert: P
         examples, _ = read_examples(reviews(8 * STEPS), config.task)
         torch.manual_seed(0)
         loaded = load_model(find_model(str(tiny_bert)), examples.label_names, config)
-        name, layer = next(iter(find_targets(loaded.model, loaded.body, loaded.head).layers.items()))
-        install_cores(loaded.model, {name: unlike_factors(matrix_of(layer))}.__getitem__, {name: RANK})
-        before = loaded.model.get_parameter(f"{name}.core").detach().clone()
+        layers = find_targets(loaded.model, loaded.body, loaded.head).layers
+        name, other = list(layers)[:2]  # both of 32 inputs and outputs
+        factors = {key: unlike_factors(matrix_of(layers[key])) for key in (name, other)}
+        install_cores(loaded.model, factors.__getitem__, {name: 8, **({other: None} if kept_dense else {})})
+        watched = [loaded.model.get_parameter(key) for key in (f"{name}.core", "classifier.weight")]
+        before = [parameter.detach().clone() for parameter in watched]
         finetune_cores(loaded.model, loaded.head, encode(examples, loaded, config), config, lambda done: None)
-        return float((loaded.model.get_parameter(f"{name}.core").detach() - before).norm())
+        core, head = (float((now.detach() - then).norm()) for now, then in zip(watched, before, strict=True))
+        return core, head
 
-    assert moved(0.5) == pytest.approx(SETTLED_RATE * moved(0), rel=0.2)
+    untuned = moved(0)
+    lost = 24 * 24 / 32**2
+    assert moved(0.5) == pytest.approx([lost * value for value in untuned], rel=0.2)
+    assert moved(0.5, kept_dense=True) == pytest.approx([lost / 2 * value for value in untuned], rel=0.2)
 
 
 def test_adapters_are_moved_by_their_size_where_they_have_one(tiny_bert: Path) -> None:
