@@ -37,6 +37,7 @@ from benchmarks.recording import (
     peak_resident,
     ratio,
     read_result,
+    read_results,
     summarize,
     write_result,
 )
@@ -193,10 +194,6 @@ def fastest(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return {method: next(run for run in reached if run["method"] == method) for method in (OURS, THEIRS)}
 
 
-def results() -> list[dict[str, Any]]:
-    return [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
-
-
 def by_seed(found: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
     """The runs of one experiment."""
     seeds = sorted({run["seed"] for run in found["runs"]})
@@ -211,7 +208,7 @@ def peaks(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def table() -> str:
     """Ours and LoRA's by experiment and seed: seconds to the same score on dev, of how many steps, peak memory."""
     rows = []
-    for found in results():
+    for found in read_results(FOLDER):
         prepared = [f"{statistics.median(found['preparation'][name]):.1f} s" for name in ("ours", "svd-llm")]
         for seed, runs in by_seed(found).items():
             best, peak = fastest(runs), peaks(runs)
@@ -223,7 +220,7 @@ def table() -> str:
 
 
 def conclude() -> None:
-    files = results()
+    files = read_results(FOLDER)
     names = ", ".join(found["experiment"] for found in files)
     times, memories, preparations = [], [], []
     for found in files:

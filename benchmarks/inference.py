@@ -25,7 +25,16 @@ from transformers import PreTrainedModel
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import BUDGETS
-from benchmarks.recording import RESULTS, interleaved, markdown, ratio, read_result, summarize, write_result
+from benchmarks.recording import (
+    RESULTS,
+    interleaved,
+    markdown,
+    ratio,
+    read_result,
+    read_results,
+    summarize,
+    write_result,
+)
 from benchmarks.trial import Trial
 from jactus_core.checkpoint import deploy, save_checkpoint
 from jactus_core.config import CompressionConfig
@@ -149,13 +158,9 @@ def ratios(milliseconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: ratio(dict(milliseconds), name, DENSE) for name in milliseconds if name != DENSE}
 
 
-def results() -> list[dict[str, Any]]:
-    return [found for file in sorted(FOLDER.glob("*.json")) if (found := read_result(file))]
-
-
 def table() -> str:
     """Of the dense model's time, by budget; one row per engine, batch size and rounding of the ranks."""
-    files = results()
+    files = read_results(FOLDER)
     budgets = " / ".join(f"{budget:.0%}" for budget in BUDGETS)
     head = ["engine", "batch", "ranks of", *(f"{f['experiment']}, {part}" for f in files for part in (DENSE, budgets))]
     rows = (
@@ -179,7 +184,7 @@ def _cells(result: Mapping[str, Any], engine: str, size: int, multiple: int) -> 
 def conclude() -> None:
     """One figure per engine, budget and batch size, at the default rounding: the mean over experiments."""
     multiple = CompressionConfig().rank_multiple
-    files = results()
+    files = read_results(FOLDER)
     for engine in ENGINES:
         for size in BATCHES:
             key = f"{engine}, batch {size}"

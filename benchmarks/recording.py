@@ -85,6 +85,10 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    return [found for file in sorted(folder.glob("*.json")) if (found := read_result(file))]
+
+
 def kept(name: str, part: str) -> dict[str, Any]:
     """What earlier runs wrote of a part of `results/NAME.json`, so that a benchmark can be run piece by piece."""
     found = read_result(RESULTS / f"{name}.json")

@@ -19,7 +19,7 @@ from benchmarks.generation import exact_match
 from jactus_core.allocation import LayerSpectrum, allocate
 from jactus_core.calibration import LayerStatistics, calibrate, find_readers
 from jactus_core.checkpoint import deploy
-from jactus_core.compression import ADAPTATION, AFTER_DECOMPOSITION
+from jactus_core.compression import AFTER_DECOMPOSITION, adaptation
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import factorized
 from jactus_core.encoding import Encoded, encode
@@ -135,8 +135,7 @@ class Trial:
 
         The last ones are kept, as several budgets and methods ask for the same in a row.
         """
-        settings = config.model_dump(exclude=AFTER_DECOMPOSITION - (ADAPTATION if config.adapter_epochs else set()))
-        key = {**settings, "adapter_epochs": config.adapter_epochs}
+        key = {**config.model_dump(exclude=AFTER_DECOMPOSITION), **adaptation(config)}
         if self._last_prepared is None or self._last_prepared[0] != key:
             model = self.loaded.model
             if config.adapter_epochs:

@@ -65,6 +65,13 @@ AFTER_DECOMPOSITION = ADAPTATION | {
 """Settings that calibration and decomposition do not depend on otherwise: changing them keeps their results."""
 
 
+def adaptation(config: CompressionConfig) -> dict[str, Any]:
+    """What the calibration depends on besides, of a model that is tuned before; nothing of others."""
+    if not config.adapter_epochs:
+        return {}
+    return {**config.model_dump(mode="json", include=ADAPTATION), "adapter_epochs": config.adapter_epochs}
+
+
 @dataclass(frozen=True)
 class BudgetResult:
     """One point of the frontier."""
@@ -268,8 +275,7 @@ class _Run:
         if not config.adapter_epochs:
             return
         self.clock.enter("calibrating")
-        settings = config.model_dump(mode="json", include=ADAPTATION)
-        self.key = fingerprint(self.key, settings, config.adapter_epochs)
+        self.key = fingerprint(self.key, adaptation(config))
         install_adapters(model, targets.layers, config.seed, config.principal_adapters)
         show = self._note("tuning adapters")
         train = lambda: tune_adapters(model, head, data.train, config, show, self.processes)  # noqa: E731

@@ -143,8 +143,10 @@ class CompressionConfig(Hyperparameters):
         share = self.adapter_share
         if share == "auto":
             task = TASKS[self.task]
-            of_classifiers = IMAGE_ADAPTER_SHARE if task.reads_images else 0.0
-            share = of_classifiers if task.is_classification else 1 - REPAIR_SHARE * (1 - min(self.budgets))
+            if not task.is_classification:
+                share = 1 - REPAIR_SHARE * (1 - min(self.budgets))
+            else:
+                share = IMAGE_ADAPTER_SHARE if task.reads_images else 0.0
         return self.epochs * share
 
     @property

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from jactus_core.allocation import low_rank_parameters
 from jactus_core.errors import UnsupportedModel
 from jactus_core.factorization import Factorization, interpolative
 from jactus_core.modeling_jactus import LowRankLinear, matrix_shape
@@ -156,13 +157,13 @@ class CoreLinear(nn.Module):
 
 def lost_share(model: nn.Module) -> float:
     """Of the weights of the layers with cores, what their deployed form does without."""
-    lost = dense = 0
+    kept = dense = 0
     for layer in model.modules():
         if isinstance(layer, CoreLinear):
             (m, rank), n = layer.up.shape, layer.down.shape[1]
             dense += m * n
-            lost += (m - rank) * (n - rank) if layer.base is None else 0
-    return lost / dense
+            kept += low_rank_parameters(m, n, rank) if layer.base is None else m * n
+    return 1 - kept / dense
 
 
 class AdaptedLinear(nn.Module):
