@@ -112,9 +112,10 @@ def eager(folder: Path, batch: Batch) -> Callable[[], Any]:
 
 
 def compiled(folder: Path, batch: Batch) -> Callable[[], Any]:
-    """Compiled anew for this shape, as a server with fixed shapes would."""
-    torch.compiler.reset()
-    run = _answering(torch.compile(_load(folder), dynamic=False), batch)
+    """Compiled for this shape, as a server with fixed shapes would; apart from other models of the same class."""
+    model = _load(folder)
+    model.compile(dynamic=False, isolate_recompiles=True)
+    run = _answering(model, batch)
     run()
     return run
 
