@@ -33,7 +33,7 @@ CHOICE: Mapping[str, Any] = {
     **SMOLLM2,
     "rows": 640,
     "settings": {"max_length": 64, "batch_size": 16, "epochs": 1, "dtype": "bfloat16"},
-    "scored_rows": (150, 300),
+    "scored_rows": (150, 1000),
     "seeds": 1,
 }
 
