@@ -21,18 +21,20 @@ from jactus_core.calibration import LayerStatistics, calibrate, find_readers
 from jactus_core.checkpoint import deploy
 from jactus_core.compression import AFTER_DECOMPOSITION, adaptation
 from jactus_core.config import CompressionConfig
-from jactus_core.decomposition import factorized
+from jactus_core.decomposition import MEASURED_ROWS, factorized, measured
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
 from jactus_core.finetuning import Loss, answers_of, finetune_cores, tune_adapters, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_adapters, install_cores, merge_adapters
 from jactus_core.loading import Loaded, load_model
+from jactus_core.measurement import measure
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
 
 Ranks = dict[str, int | None]
-Factors = tuple[dict[str, Factorization], dict[str, LayerSpectrum]]
+Spectra = dict[str, LayerSpectrum]
+Factors = tuple[dict[str, Factorization], Spectra]
 SCORED_AT_ONCE = 32  # rows
 
 
@@ -69,6 +71,7 @@ class Trial:
         if self.loaded.head_is_new:
             warm_up_head(self.loaded, self.train, self.config, lambda done: None)
         self._last_prepared: tuple[dict[str, Any], tuple[PreTrainedModel, Factors]] | None = None
+        self._last_measured: tuple[Spectra, Spectra] | None = None  # predicted and measured
         self._statistics: dict[tuple[str, int, bool], dict[str, LayerStatistics]] = {}
 
     @property
@@ -84,9 +87,11 @@ class Trial:
         """Layers that read the same tensors, in the dense model and in any that a lever makes of it."""
         return find_readers(self.loaded.model, self.targets.layers, self.batches(self.config)[0])
 
-    def batches(self, config: CompressionConfig) -> list[dict[str, Any]]:
-        """The calibration rows."""
+    def batches(self, config: CompressionConfig, most: int | None = None) -> list[dict[str, Any]]:
+        """The calibration rows, or so many of them."""
         few = self.train.sample(config.calibration_samples, config.seed)
+        if most is not None:
+            few = few.sample(most, config.seed)
         return [few.batch(rows) for rows in few.batch_rows(config.batch_size, config.seed)]
 
     def statistics(self, config: CompressionConfig, whole: bool = False) -> dict[str, LayerStatistics]:
@@ -119,6 +124,8 @@ class Trial:
             model, (factors, spectra) = self._prepared(config)
         else:
             factors, spectra = self.factorize(model, statistics or self.statistics(config, whole=True), config)
+        if config.allocation == "measured":
+            spectra = self._measured(model, factors, spectra, config)
         if two_factors:
             spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}
         model = copy.deepcopy(model)
@@ -160,6 +167,17 @@ class Trial:
         ]
         factors = {name: factors for name, _, factors in found}
         return factors, {name: layer.spectrum(factors[name].singular) for name, layer, _ in found}
+
+    def _measured(
+        self, model: PreTrainedModel, factors: Mapping[str, Factorization], spectra: Spectra, config: CompressionConfig
+    ) -> Spectra:
+        """The same for every budget, so that the last ones are kept."""
+        if self._last_measured is None or self._last_measured[0] is not spectra:
+            transformers.set_seed(config.seed)
+            layers, few = self.targets_of(model).layers, self.batches(config, MEASURED_ROWS)
+            energies = measure(model, layers, factors.__getitem__, few, config.draws_labels)
+            self._last_measured = spectra, measured(spectra, energies)
+        return self._last_measured[1]
 
     def tuned(
         self, config: CompressionConfig, model: PreTrainedModel, ranks: Ranks, loss: Loss | None = None

@@ -1,8 +1,8 @@
 """Step 4, allocate: spend one parameter budget over all layers where it lowers the loss most.
 
-The gain of rank i+1 in a layer is tokens · S²_{i+1} in units of loss, its price m + n − 2i − 1 parameters: a layer of
-rank r keeps r (m + n − r), which any rank below m and n makes less than the dense mn. All steps of all layers are taken
-in the order of their gain per parameter.
+The gain of rank i+1 in a layer is what its direction carries of the loss, tokens times its energy, S²_{i+1} or what was
+measured; its price is m + n − 2i − 1 parameters: a layer of rank r keeps r (m + n − r), which any rank below m and n
+makes less than the dense mn. All steps of all layers are taken in the order of their gain per parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LayerSpectrum:
 
     m: int
     n: int
-    singular: np.ndarray  # (k,) descending
+    energies: np.ndarray  # (k,) per token, what each direction carries of the loss, in the order of the directions
     outside: float  # weighted energy outside the union, regained only by staying dense
     tokens: int  # positions the layer saw in calibration
     available: int  # largest rank that there are directions for
@@ -37,11 +37,11 @@ class LayerSpectrum:
         """Weighted error left at a rank (None: dense), over all tokens."""
         if rank is None:
             return 0.0
-        return self.tokens * (self.outside + float(np.square(self.singular[rank:]).sum()))
+        return self.tokens * (self.outside + float(self.energies[rank:].sum()))
 
     def losses(self, ranks: Sequence[int | None]) -> np.ndarray:
         """`loss` at many ranks at once."""
-        tail = np.append(np.square(self.singular)[::-1].cumsum()[::-1], 0.0) + self.outside
+        tail = np.append(self.energies[::-1].cumsum()[::-1], 0.0) + self.outside
         return np.array([0.0 if rank is None else self.tokens * tail[rank] for rank in ranks])
 
     def ladder(self, multiple: int) -> Ladder:

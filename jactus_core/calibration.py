@@ -14,8 +14,7 @@ that is what is summed: the moments of W x, (m, m), or of Wᵀ g, (n, n).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,10 +23,10 @@ from torch import Tensor, nn
 
 from jactus_core.distributed import ALONE, Processes
 from jactus_core.errors import NonFiniteLoss
+from jactus_core.gradients import by_row, observe
 from jactus_core.layers import matrix_of
-from jactus_core.losses import cross_entropy_sum, drawn_labels, without_labels
+from jactus_core.losses import without_labels
 from jactus_core.modeling_jactus import matrix_shape
-from jactus_core.precision import fast_bfloat16
 from jactus_core.subspaces import exact
 
 Shrinkage = Literal["ledoit-wolf", "oas"] | float
@@ -64,13 +63,13 @@ class Moments:
     def add(self, x: Tensor, mask: Tensor | None = None, probe: bool = True, products: Tensor | None = None) -> None:
         """Add a batch (rows, …, size), or its `products` (rows, …, d); `mask` (rows, tokens) is false at padding.
 
-        A batch (tokens, size), as behind a pooler, holds one token per row. `probe` adds to the spread between rows.
+        `probe` adds to the spread between rows.
         """
-        x, mask = _by_row(x, mask)
+        x, mask = by_row(x, mask)
         if products is not None:
             vectors = x[mask].float().flatten()
             self.squares = self.squares + vectors.dot(vectors)
-            x, _ = _by_row(products, mask)
+            x, _ = by_row(products, mask)
         real = x[mask].float()  # (tokens, d)
         size = real.shape[1]
         for start in range(0, size, SYMMETRIC_BLOCK):
@@ -134,16 +133,6 @@ class Moments:
         else:
             noise = (self.spread / self.probed - squared_norm) / self.rows  # E‖C − Σ‖²
         return min(max(noise / distance, 0.0), 1.0)
-
-
-def _by_row(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A batch as (rows, tokens, size), and which of its tokens are real."""
-    x = x.detach().unsqueeze(1).flatten(1, -2)
-    if mask is not None and x.shape[:2] == (mask.numel(), 1):  # an architecture that flattens rows and tokens
-        x = x.reshape(*mask.shape, -1)
-    if mask is None or mask.shape != x.shape[:2]:
-        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return x, mask
 
 
 @dataclass(frozen=True)
@@ -229,28 +218,12 @@ def calibrate(
 ) -> dict[str, LayerStatistics]:
     """Run forward and backward over `batches` and return the statistics of every layer named in `groups`.
 
-    Each batch is a set of keyword arguments for `model`, with `labels` and, for padded text, `attention_mask`. Only
-    activations get gradients, so the cost is a forward and the activation half of a backward pass. Of several
-    processes each brings its share of the batches. `whole` keeps the moments of the wider side of a layer too, which a
-    union of subspaces by thresholds needs. Raises NonFiniteLoss naming the batch.
+    Of several processes each brings its share of the batches. `whole` keeps the moments of the wider side of a layer
+    too, which a union of subspaces by thresholds needs. Raises NonFiniteLoss naming the batch or the layer.
     """
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    recorder = _Recorder(layers, groups, whole)
-    with recorder.attached(), fast_bfloat16(model):
-        for number, batch in enumerate(batches, start=1):
-            mask = batch.get("attention_mask")
-            recorder.mask = None if mask is None else mask.bool()
-            before = processes.rank + (number - 1) * processes.count  # batches, over all processes
-            recorder.probe = before * len(batch["labels"]) < PROBED_ROWS
-            logits = model(**without_labels(batch)).logits
-            loss = cross_entropy_sum(logits, drawn_labels(logits, batch) if sampled_labels else batch["labels"])
-            if not torch.isfinite(loss):
-                raise NonFiniteLoss(f"The loss of calibration batch {number} is {loss.item()}.")
-            if loss.requires_grad:  # not when every layer of this pass stayed silent
-                loss.backward()
-    recorder.gather(processes)
+    recorder = _Recorder(layers, groups, processes, whole)
+    observe(model, recorder.layers, batches, recorder, sampled_labels)
+    recorder.gather()
     for name, seen in recorder.statistics.items():
         if not (torch.isfinite(seen.inputs.total).all() and torch.isfinite(seen.gradients.total).all()):
             raise NonFiniteLoss(f"What layer '{name}' reads, or its gradient, is not finite on the calibration rows.")
@@ -258,53 +231,46 @@ def calibrate(
 
 
 class _Recorder:
-    """Hooks that feed the statistics of every layer, those that layers share once."""
+    """Feeds the statistics of every layer, those that layers share once."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], groups: Sequence[Sequence[str]], whole: bool) -> None:
-        self.mask: Tensor | None = None
-        self.probe = True
+    def __init__(
+        self, layers: Mapping[str, nn.Module], groups: Sequence[Sequence[str]], processes: Processes, whole: bool
+    ) -> None:
+        self.layers = {name: layers[name] for group in groups for name in group}
         self.statistics: dict[str, LayerStatistics] = {}
-        self._layers = {name: layers[name] for group in groups for name in group}
         for group in groups:
             device = next(layers[group[0]].parameters()).device
             found = LayerStatistics.zeros([matrix_shape(layers[name]) for name in group], device, whole)
             self.statistics |= zip(group, found, strict=True)
         leaders = {group[0] for group in groups}
         self._reading = {name for name, seen in self.statistics.items() if name in leaders or seen.inputs.of_products}
+        self._processes = processes
+        self._mask: Tensor | None = None
+        self._probe = True
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        handles = [
-            layer.register_forward_hook(lambda _, args, output, name=name: self._record(name, args[0], output))
-            for name, layer in self._layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def begin(self, number: int, batch: Mapping[str, Any]) -> None:
+        mask = batch.get("attention_mask")
+        self._mask = None if mask is None else mask.bool()
+        before = self._processes.rank + number * self._processes.count  # batches, over all processes
+        self._probe = before * len(batch["labels"]) < PROBED_ROWS
 
-    def _record(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        if not y.requires_grad:
-            y.requires_grad_()  # no parameter requires a gradient, so the graph starts at the first layers
-        y = y.clone()  # a hook on a view, as Linear returns, is lost once the model changes the view in place
-        layer: Any = self._layers[name]
-        seen, mask, probe = self.statistics[name], self.mask, self.probe
+    def see(self, name: str, x: Tensor, y: Tensor) -> Callable[[Tensor], None]:
+        layer: Any = self.layers[name]
+        seen, mask, probe = self.statistics[name], self._mask, self._probe
         if name in self._reading:
             products = y.detach() if seen.inputs.of_products else None
             if products is not None and layer.bias is not None:
                 products = products - layer.bias
             seen.inputs.add(x, mask, probe, products)
 
-        def record_gradient(gradient: Tensor) -> None:
+        def add_gradient(gradient: Tensor) -> None:
             products = gradient @ matrix_of(layer).to(gradient.dtype) if seen.gradients.of_products else None
             seen.gradients.add(gradient, mask, probe, products)
 
-        y.register_hook(record_gradient)
-        return y
+        return add_gradient
 
-    def gather(self, processes: Processes) -> None:
+    def gather(self) -> None:
         for name, statistics in self.statistics.items():
             if name in self._reading:
-                statistics.inputs.gather(processes)
-            statistics.gradients.gather(processes)
+                statistics.inputs.gather(self._processes)
+            statistics.gradients.gather(self._processes)

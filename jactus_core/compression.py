@@ -21,7 +21,7 @@ from jactus_core import __version__
 from jactus_core.allocation import Allocation, LayerSpectrum, allocate, check_budget, low_rank_parameters
 from jactus_core.checkpoint import deploy, save_checkpoint, save_probe, verify_checkpoints
 from jactus_core.config import CompressionConfig
-from jactus_core.decomposition import Decomposition, decompose
+from jactus_core.decomposition import Decomposition, decompose, spectra
 from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
@@ -201,8 +201,9 @@ class _Run:
         targets = decompose(
             self.loaded.model, targets, sample, self.config, factors, self.clock, self.report, self.processes
         )
-        spectra = {name: factors.spectrum(name) for name in targets.layers}
-        allocations = self._allocate(targets, spectra)
+        self.clock.enter("allocating")
+        known = spectra(self.loaded.model, targets, sample, self.config, factors, self.report, self.processes)
+        allocations = self._allocate(targets, known)
         origin = {
             "config": self.config.model_dump(mode="json"),
             "model": self.origin,
@@ -213,8 +214,7 @@ class _Run:
             "dense": {"metrics": dense, "size": asdict(dense_size)},
         }
         points = [
-            self._finish(budget, allocation, factors, spectra, rows, origin)
-            for budget, allocation in allocations.items()
+            self._finish(budget, allocation, factors, known, rows, origin) for budget, allocation in allocations.items()
         ]
         self.clock.enter("evaluating")
         if self.processes.is_first:
@@ -303,7 +303,6 @@ class _Run:
         return metrics
 
     def _allocate(self, targets: Targets, spectra: Mapping[str, LayerSpectrum]) -> dict[float, Allocation]:
-        self.clock.enter("allocating")
         allocations = {
             budget: allocate(
                 spectra,

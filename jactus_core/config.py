@@ -98,8 +98,10 @@ class Hyperparameters(BaseModel):
     input_energy: Energy = Field(default=0.99, description="β: energy of C_x that its eigenvectors must hold.")
     gradient_energy: Energy = Field(default=0.99, description="γ: energy of C_g that its eigenvectors must hold.")
 
-    allocation: Literal["global", "uniform"] = Field(
-        default="global", description="global: ranks where they lower the loss most; uniform: one fraction everywhere."
+    allocation: Literal["measured", "global", "uniform"] = Field(
+        default="measured",
+        description="measured: ranks where they lower the loss most, by what each direction of a layer was measured to "
+        "carry of it; global: by the error that the covariances predict; uniform: one fraction everywhere.",
     )
     rank_multiple: int = Field(
         default=8, ge=1, le=256, description="Ranks are multiples of this; matrix units are fastest at 8 or 64."

@@ -1,13 +1,13 @@
 """Steps 1 to 3 over a whole model, within a bound on memory: calibrate a share of the layers, factorize it, go on.
 
 Statistics and factors go through the work folder, so a killed run continues, and no more than one pass's covariances
-and one layer's factors are held at a time.
+and one layer's factors are held at a time; where directions are measured, one pass's factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +26,16 @@ from jactus_core.calibration import (
 from jactus_core.config import CompressionConfig
 from jactus_core.distributed import Processes
 from jactus_core.encoding import Encoded, to_device
-from jactus_core.factorization import Bases, Factorization, Metric, Product, factorize, union_bases
+from jactus_core.factorization import Bases, Factorization, Metric, Product, factor_size, factorize, union_bases
 from jactus_core.layers import Targets, matrix_of
+from jactus_core.measurement import measure
 from jactus_core.progress import Report, StageClock
 from jactus_core.subspaces import exact
 from jactus_core.work import WorkFolder
 
-STATISTICS = "moments"
+STATISTICS, ENERGIES = "moments", "energies"
+MEASURED_ROWS = 128
+"""Of the calibration's, those along which directions are measured."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Decomposed:
 
     def spectrum(self, singular: Tensor) -> LayerSpectrum:
         """What allocation needs to know, with the layer's singular values."""
-        return LayerSpectrum(self.m, self.n, singular.numpy(), self.outside, self.tokens, self.rank)
+        return LayerSpectrum(self.m, self.n, singular.square().numpy(), self.outside, self.tokens, self.rank)
 
 
 class Decomposition:
@@ -119,7 +122,16 @@ class Decomposition:
             layer.in_dimensions,
         )
 
+    def keep_energies(self, energies: Mapping[str, Tensor]) -> None:
+        """What was measured of every layer's directions."""
+        self._work.keep(ENERGIES, self._key, {}, energies)
+
+    def energies(self) -> dict[str, Tensor] | None:
+        """None until they are measured."""
+        return None if self._work.recall(ENERGIES, self._key) is None else self._work.tensors(ENERGIES)
+
     def spectrum(self, name: str) -> LayerSpectrum:
+        """By what the covariances predict."""
         layer, tensors = self.layer(name), self._work.tensors(self._files[name], "singular")
         assert layer is not None
         return layer.spectrum(tensors["singular"])
@@ -180,6 +192,65 @@ def decompose(
     report("calibrating", 1.0, f"covariances of {len(targets.layers)} layers")
     report("decomposing", 1.0, f"{len(targets.layers) - len(silent)} layers")
     return targets.without(silent, "never fired on the calibration rows")
+
+
+def spectra(
+    model: nn.Module,
+    targets: Targets,
+    data: Encoded,
+    config: CompressionConfig,
+    done: Decomposition,
+    report: Report,
+    processes: Processes,
+) -> dict[str, LayerSpectrum]:
+    """What allocation needs to know of every layer, once all of them are factorized from the calibration on `data`."""
+    predicted = {name: done.spectrum(name) for name in targets.layers}
+    if config.allocation != "measured":
+        return predicted
+    if done.energies() is None:
+        found = _measured(model, targets, data, config, done, report, processes)
+        if processes.is_first:
+            done.keep_energies(found)
+        processes.wait()
+    return measured(predicted, done.energies() or {})
+
+
+def measured(predicted: Mapping[str, LayerSpectrum], energies: Mapping[str, Tensor]) -> dict[str, LayerSpectrum]:
+    """With what was measured in the place of what the covariances predict, but for what is outside of a union."""
+    return {
+        name: replace(spectrum, energies=energies[name].cpu().numpy()) if name in energies else spectrum
+        for name, spectrum in predicted.items()
+    }
+
+
+def _measured(
+    model: nn.Module,
+    targets: Targets,
+    data: Encoded,
+    config: CompressionConfig,
+    done: Decomposition,
+    report: Report,
+    processes: Processes,
+) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    few = data.sample(MEASURED_ROWS, config.seed)
+    mine = processes.share(few.batch_rows(config.batch_size, config.seed))
+    width = next(model.parameters()).element_size()
+    sizes = {name: width * factor_size(m, n) for name, (m, n) in targets.shapes.items()}
+    passes = plan_passes([[name] for name in sizes], sizes, config.max_covariance_bytes or _room(device, processes))
+    found: dict[str, Tensor] = {}
+    for number, these in enumerate(passes):
+
+        def moving() -> Iterator[dict[str, Any]]:
+            for index, rows in enumerate(mine):
+                yield to_device(few.batch(rows), device)
+                share = (number + (index + 1) / len(mine)) / len(passes)  # noqa: B023 - consumed within the loop
+                report("allocating", share, f"directions of {len(sizes)} layers")
+
+        transformers.set_seed(config.seed)
+        layers = {name: targets.layers[name] for group in these for name in group}
+        found |= measure(model, layers, done.factors, moving(), config.draws_labels, processes)
+    return found
 
 
 def factorized(

@@ -16,6 +16,7 @@ import transformers
 from jactus_core.allocation import affordable_rank, cheapest, smallest_budget
 from jactus_core.calibration import covariance_bytes, find_readers, plan_passes
 from jactus_core.config import CompressionConfig
+from jactus_core.factorization import factor_size
 from jactus_core.layers import ADAPTER_RANK, Targets, dense_core_rank, find_targets
 from jactus_core.loading import body_name, read_config, set_labels
 from jactus_core.models import ModelReference, find_model
@@ -29,7 +30,7 @@ ORDER_BYTES = 4
 DECOMPOSITION_BYTES = 8
 LOGIT_BYTES = 4
 """Per token and word of the vocabulary."""
-LOGITS_HELD = {"calibrating": 4, "finetuning": 8, "evaluating": 2}
+LOGITS_HELD = {"calibrating": 4, "allocating": 4, "finetuning": 8, "evaluating": 2}
 """Times: as they are, those that count, as log-probabilities, and the gradients of these; of the teacher as well."""
 PROBE_TOKENS = 8
 FACTORIZATION_FLOPS = 100
@@ -136,9 +137,11 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
     whole = config.needs_whole_covariances
     sizes = {group[0]: covariance_bytes([shapes[name] for name in group], whole) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes)
-    held = max(sum(sizes[group[0]] for group in these) for these in passes)
+    held = _held(passes, sizes)
     weights = parameters * width
-    factors = FACTOR_BYTES * sum(min(m, n) * (m + n) for m, n in shapes.values())
+    factors = FACTOR_BYTES * sum(factor_size(m, n) for m, n in shapes.values())
+    along = {name: width * factor_size(m, n) for name, (m, n) in shapes.items()}
+    measured = _held(plan_passes([[name] for name in along], along, config.max_covariance_bytes), along)
     workspace = DECOMPOSITION_BYTES * max(_decomposed(m, n, whole) for m, n in shapes.values())
     tokens = _row_tokens(model, config)
     activations = config.batch_size * tokens * width * sum(m + n for m, n in shapes.values())
@@ -151,6 +154,7 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
         "loading": weights,
         "calibrating": weights + max(held, OPTIMIZER_BYTES * adapters) + activations,
         "decomposing": weights + held + workspace,
+        "allocating": weights + (measured + activations if config.allocation == "measured" else 0),
         "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * trained + activations,
         "evaluating": 2 * weights + activations // len(shapes),
     }
@@ -171,6 +175,11 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
         tokens,
         FACTORIZATION_FLOPS * sum(m**3 + n**3 if whole else min(m, n) ** 3 for m, n in shapes.values()),
     )
+
+
+def _held(passes: list[list[list[str]]], bytes_of: dict[str, int]) -> int:
+    """Bytes of the pass that holds most."""
+    return max(sum(bytes_of[group[0]] for group in these) for these in passes)
 
 
 def _decomposed(m: int, n: int, whole: bool) -> int:

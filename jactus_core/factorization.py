@@ -60,6 +60,11 @@ class Factorization:
         return self.outside + float(self.singular[rank:].square().sum())
 
 
+def factor_size(m: int, n: int) -> int:
+    """Entries of all directions of a (m, n) layer, up and down."""
+    return min(m, n) * (m + n)
+
+
 @dataclass
 class Metric:
     """The norm of one side of a layer, input or output."""

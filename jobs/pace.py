@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-LOADING, CALIBRATING, DECOMPOSING, FINETUNING, EVALUATING, PUBLISHING = 0.05, 0.11, 0.02, 0.68, 0.12, 0.02
+LOADING, CALIBRATING, DECOMPOSING, ALLOCATING = 0.05, 0.11, 0.02, 0.03
+FINETUNING, EVALUATING, PUBLISHING = 0.65, 0.12, 0.02
 """Shares of the wall time, as small encoders spend it."""
 ENOUGH = 0.05
 """Below this fraction a guess would be noise."""
@@ -13,7 +14,7 @@ ENOUGH = 0.05
 def finished_fraction(stage: str | None, progress: float, budgets: int) -> float:
     """Of the whole run, in [0, 1]; the dense model is evaluated first, then each budget is finetuned and evaluated."""
     evaluation = EVALUATING / (1 + budgets)
-    before_budgets = LOADING + CALIBRATING + evaluation + DECOMPOSING
+    before_budgets = LOADING + CALIBRATING + evaluation + DECOMPOSING + ALLOCATING
     match stage:
         case "loading":
             return LOADING * progress
@@ -22,7 +23,7 @@ def finished_fraction(stage: str | None, progress: float, budgets: int) -> float
         case "decomposing":
             return LOADING + CALIBRATING + evaluation + DECOMPOSING * progress
         case "allocating":
-            return before_budgets
+            return before_budgets - ALLOCATING * (1 - progress)
         case "finetuning":
             return before_budgets + FINETUNING * progress + evaluation * int(progress * budgets)
         case "evaluating":

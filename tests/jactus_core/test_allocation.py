@@ -28,7 +28,7 @@ def spectrum(
     m: int, n: int, seed: int, *, tokens: int = 100, available: int | None = None, outside: float = 0.0
 ) -> LayerSpectrum:
     singular = np.sort(np.random.default_rng(seed).exponential(size=min(m, n)))[::-1]
-    return LayerSpectrum(m, n, singular, outside, tokens, min(m, n) if available is None else available)
+    return LayerSpectrum(m, n, np.square(singular), outside, tokens, min(m, n) if available is None else available)
 
 
 def layers(seed: int, shapes: Iterable[tuple[int, int]] = SHAPES) -> dict[str, LayerSpectrum]:
@@ -39,8 +39,8 @@ def convex(m: int, n: int, seed: int, tokens: int) -> LayerSpectrum:
     """Every step, that to the dense layer too, gains less per parameter than the one before."""
     enough = min(m, n)
     bargains = np.sort(np.random.default_rng(seed).exponential(size=enough))[::-1]
-    squares = bargains * (m + n - 2 * np.arange(enough) - 1)  # what each step costs, that to the dense layer too
-    return LayerSpectrum(m, n, np.sqrt(squares), 0.0, tokens, enough)
+    energies = bargains * (m + n - 2 * np.arange(enough) - 1)  # what each step costs, that to the dense layer too
+    return LayerSpectrum(m, n, energies, 0.0, tokens, enough)
 
 
 def price(layer: LayerSpectrum, rank: int | None) -> int:
@@ -48,8 +48,8 @@ def price(layer: LayerSpectrum, rank: int | None) -> int:
 
 
 def error(layer: LayerSpectrum, rank: int | None) -> float:
-    left = layer.singular[layer.m * layer.n if rank is None else rank :]
-    return layer.tokens * (float(np.square(left).sum()) + (0 if rank is None else layer.outside))
+    left = layer.energies[layer.m * layer.n if rank is None else rank :]
+    return layer.tokens * (float(left.sum()) + (0 if rank is None else layer.outside))
 
 
 def choices(layer: LayerSpectrum, multiple: int = 1) -> list[int | None]:
@@ -150,7 +150,7 @@ def test_with_any_prices_no_other_ranks_do_better_where_the_budget_pays_whole_ba
 
 def test_more_tokens_attract_ranks() -> None:
     base = spectrum(20, 20, 0)
-    busy = LayerSpectrum(20, 20, base.singular, 0.0, base.tokens * 50, 20)
+    busy = LayerSpectrum(20, 20, base.energies, 0.0, base.tokens * 50, 20)
     found = allocate({"quiet": base, "busy": busy}, 0.5)
 
     assert (found.ranks["busy"] or 20) > (found.ranks["quiet"] or 20)
