@@ -41,7 +41,10 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Everything that its result depends on, but for the code."""
         experiment, method = EXPERIMENTS[self.experiment], METHODS[self.method]
-        return {"rows": experiment.rows, **experiment.settings, **method.settings}
+        found = {"rows": experiment.rows, **experiment.settings, **method.settings}
+        if found.get("allocation") == "auto":
+            found["allocation"] = "measured" if experiment.config(self.seed).measures else "global"
+        return found
 
     def result(self) -> dict[str, Any] | None:
         """What it found, if it was run with these settings."""

@@ -124,7 +124,7 @@ class Trial:
             model, (factors, spectra) = self._prepared(config)
         else:
             factors, spectra = self.factorize(model, statistics or self.statistics(config, whole=True), config)
-        if config.allocation == "measured":
+        if config.measures:
             spectra = self._measured(model, factors, spectra, config)
         if two_factors:
             spectra = {name: TwoFactors(**vars(layer)) for name, layer in spectra.items()}

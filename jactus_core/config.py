@@ -98,10 +98,11 @@ class Hyperparameters(BaseModel):
     input_energy: Energy = Field(default=0.99, description="β: energy of C_x that its eigenvectors must hold.")
     gradient_energy: Energy = Field(default=0.99, description="γ: energy of C_g that its eigenvectors must hold.")
 
-    allocation: Literal["measured", "global", "uniform"] = Field(
-        default="measured",
+    allocation: Literal["auto", "measured", "global", "uniform"] = Field(
+        default="auto",
         description="measured: ranks where they lower the loss most, by what each direction of a layer was measured to "
-        "carry of it; global: by the error that the covariances predict; uniform: one fraction everywhere.",
+        "carry of it; global: by the error that the covariances predict; uniform: one fraction everywhere; auto: "
+        "measured for language models, global for classifiers.",
     )
     rank_multiple: int = Field(
         default=8, ge=1, le=256, description="Ranks are multiples of this; matrix units are fastest at 8 or 64."
@@ -167,6 +168,11 @@ class CompressionConfig(Hyperparameters):
     def draws_labels(self) -> bool:
         """Whether it is calibrated at labels drawn from the model's own answers."""
         return self.fisher == "sampled" or (self.fisher == "auto" and not TASKS[self.task].is_classification)
+
+    @property
+    def measures(self) -> bool:
+        """Whether ranks go by what directions were measured to carry of the loss."""
+        return self.allocation == "measured" or (self.allocation == "auto" and not TASKS[self.task].is_classification)
 
     @property
     def needs_whole_covariances(self) -> bool:

@@ -205,7 +205,7 @@ def spectra(
 ) -> dict[str, LayerSpectrum]:
     """What allocation needs to know of every layer, once all of them are factorized from the calibration on `data`."""
     predicted = {name: done.spectrum(name) for name in targets.layers}
-    if config.allocation != "measured":
+    if not config.measures:
         return predicted
     if done.energies() is None:
         found = _measured(model, targets, data, config, done, report, processes)

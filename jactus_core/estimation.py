@@ -154,7 +154,7 @@ def _estimate(model: Any, targets: Targets, groups: list[list[str]], config: Com
         "loading": weights,
         "calibrating": weights + max(held, OPTIMIZER_BYTES * adapters) + activations,
         "decomposing": weights + held + workspace,
-        "allocating": weights + (measured + activations if config.allocation == "measured" else 0),
+        "allocating": weights + (measured + activations if config.measures else 0),
         "finetuning": 2 * weights + factors + OPTIMIZER_BYTES * trained + activations,
         "evaluating": 2 * weights + activations // len(shapes),
     }

@@ -138,6 +138,7 @@ def test_rows_to_evaluate_on_can_be_given(tiny_bert: Path, tmp_path: Path) -> No
         {"shrinkage": 0.3},
         {"fisher": "sampled"},
         {"allocation": "uniform"},
+        {"allocation": "measured"},
         {"rank_multiple": 4},
         {"core_basis": "orthonormal"},
         {"trained": "core+norms"},
@@ -262,6 +263,24 @@ def test_a_changed_setting_voids_only_what_depends_on_it(tiny_bert: Path, tmp_pa
     assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path)
     assert "decomposing" not in stages_until_finetuning(tiny_bert, tmp_path, budgets=(0.7,), learning_rate=1e-4)
     assert "decomposing" in stages_until_finetuning(tiny_bert, tmp_path, shrinkage=0.5)
+
+
+def test_directions_are_measured_once_for_all_budgets_even_if_that_is_cut_short(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"allocation": "measured", "max_covariance_bytes": 40_000}
+    whole = compress(str(tiny_bert), reviews(), tmp_path / "whole", SHORT, allocation="measured")
+    output = tmp_path / "cut short"
+
+    def stop(stage: str, done: float, note: str) -> None:
+        if note.startswith("directions") and done > 0.5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress(str(tiny_bert), reviews(), output, SHORT, report=stop, **changes)
+    assert stages_until_finetuning(tiny_bert, output, **changes) >= {"allocating"}
+    assert "allocating" not in stages_until_finetuning(tiny_bert, output, budgets=(0.8, 0.5), **changes)
+    assert weights(compress(str(tiny_bert), reviews(), output, SHORT, **changes)) == weights(whole)
 
 
 @pytest.fixture(scope="module")

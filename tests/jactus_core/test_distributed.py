@@ -43,7 +43,10 @@ if result.budgets[0].folder.exists():
     Path(output, f"seen-{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}.json").write_text(
         json.dumps({"factors": seen, "trained": trained}))
 """
-SETTINGS = '{"budgets": [0.6], "max_length": 32, "batch_size": 8, "epochs": 1, "warmup_epochs": 1, "task": "%s"}'
+SETTINGS = (
+    '{"budgets": [0.6], "max_length": 32, "batch_size": 8, "epochs": 1, "warmup_epochs": 1, "allocation": "measured", '
+    '"task": "%s"}'
+)
 
 
 def run(model: Path, task: TaskName, output: Path, processes: int) -> None:
