@@ -6,8 +6,9 @@ and one layer's factors are held at a time; where directions are measured, one p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from jactus_core.encoding import Encoded, to_device
 from jactus_core.factorization import Bases, Factorization, Metric, Product, factor_size, factorize, union_bases
 from jactus_core.layers import Targets, matrix_of
 from jactus_core.measurement import measure
-from jactus_core.progress import Report, StageClock
+from jactus_core.progress import Report, Stage, StageClock
 from jactus_core.subspaces import exact
 from jactus_core.work import WorkFolder
 
@@ -150,9 +151,9 @@ def decompose(
     """Calibrate on `data` and factorize every layer into `done`; returns the layers but those that never fired."""
     clock.enter("calibrating")
     device = next(model.parameters()).device
-    batches = data.batch_rows(config.batch_size, config.seed)
-    mine = processes.share(batches)
-    groups = find_readers(model, targets.layers, to_device(data.batch(batches[0]), device))
+    rows = data.batch_rows(config.batch_size, config.seed)
+    mine = processes.share(rows)
+    groups = find_readers(model, targets.layers, to_device(data.batch(rows[0]), device))
     whole = config.needs_whole_covariances
     sizes = {group[0]: covariance_bytes([targets.shapes[name] for name in group], whole) for group in groups}
     passes = plan_passes(groups, sizes, config.max_covariance_bytes or _room(device, processes))
@@ -164,18 +165,15 @@ def decompose(
         if not these:
             continue
         clock.enter("calibrating")
-
-        def moving() -> Iterator[dict[str, Any]]:
-            for index, rows in enumerate(mine):
-                yield to_device(data.batch(rows), device)
-                share = (number + (index + 1) / len(mine)) / len(passes)  # noqa: B023 - consumed within the loop
-                report("calibrating", share, f"covariances of {len(targets.layers)} layers")
-
+        show = partial(
+            _show, report, "calibrating", number, len(passes), f"covariances of {len(targets.layers)} layers"
+        )
         statistics = done.recall_statistics(these)
         processes.wait()
         if statistics is None:
             transformers.set_seed(config.seed)  # sampled labels are the same in every pass
-            statistics = calibrate(model, targets.layers, these, moving(), config.draws_labels, processes, whole)
+            batches = _moving(data, mine, device, show)
+            statistics = calibrate(model, targets.layers, these, batches, config.draws_labels, processes, whole)
             if processes.is_first:
                 done.keep_statistics(these, statistics)
         clock.enter("decomposing")
@@ -240,17 +238,26 @@ def _measured(
     passes = plan_passes([[name] for name in sizes], sizes, config.max_covariance_bytes or _room(device, processes))
     found: dict[str, Tensor] = {}
     for number, these in enumerate(passes):
-
-        def moving() -> Iterator[dict[str, Any]]:
-            for index, rows in enumerate(mine):
-                yield to_device(few.batch(rows), device)
-                share = (number + (index + 1) / len(mine)) / len(passes)  # noqa: B023 - consumed within the loop
-                report("allocating", share, f"directions of {len(sizes)} layers")
-
-        transformers.set_seed(config.seed)
+        show = partial(_show, report, "allocating", number, len(passes), f"directions of {len(sizes)} layers")
         layers = {name: targets.layers[name] for group in these for name in group}
-        found |= measure(model, layers, done.factors, moving(), config.draws_labels, processes)
+        transformers.set_seed(config.seed)
+        batches = _moving(few, mine, device, show)
+        found |= measure(model, layers, done.factors, batches, config.draws_labels, processes)
     return found
+
+
+def _moving(
+    data: Encoded, batches: Sequence[list[int]], device: torch.device, show: Callable[[float], None]
+) -> Iterator[dict[str, Any]]:
+    """Batches on the device, one at a time; `show` is told how far they are."""
+    for number, rows in enumerate(batches, start=1):
+        yield to_device(data.batch(rows), device)
+        show(number / len(batches))
+
+
+def _show(report: Report, stage: Stage, number: int, passes: int, note: str, done: float) -> None:
+    """Progress of one of several passes."""
+    report(stage, (number + done) / passes, note)
 
 
 def factorized(
