@@ -2,9 +2,9 @@
 
     python -m benchmarks.inference [--models FOLDER] [--data FOLDER] [--experiments sst2 dtd10] [--repeats 15]
 
-Eager PyTorch, torch.compile and ONNX Runtime, at every budget, with ranks rounded to 1, 8, 16 and 64. All models of an
-engine take turns on the same batch; a figure is the median over turns of the compressed model's time by the dense
-one's.
+Eager PyTorch, in float32 and bfloat16, torch.compile and ONNX Runtime, at every budget, with ranks rounded to 1, 8, 16
+and 64. All models of an engine take turns on the same batch; a figure is the median over turns of the compressed
+model's time by the dense one's.
 """
 
 from __future__ import annotations
@@ -111,6 +111,12 @@ def eager(folder: Path, batch: Batch) -> Callable[[], Any]:
     return _answering(_load(folder), batch)
 
 
+def eager_bfloat16(folder: Path, batch: Batch) -> Callable[[], Any]:
+    """With weights as most language models have them."""
+    narrow = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
+    return _answering(_load(folder).bfloat16(), narrow)
+
+
 def compiled(folder: Path, batch: Batch) -> Callable[[], Any]:
     """Compiled for this shape, as a server with fixed shapes would; apart from other models of the same class."""
     model = _load(folder)
@@ -149,6 +155,7 @@ def _load(folder: Path) -> PreTrainedModel:
 
 ENGINES: Mapping[str, Callable[[Path, Batch], Callable[[], Any]]] = {
     "eager": eager,
+    "eager bfloat16": eager_bfloat16,
     "torch.compile": compiled,
     "ONNX Runtime": onnx,
 }
