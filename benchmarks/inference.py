@@ -113,8 +113,8 @@ def eager(folder: Path, batch: Batch) -> Callable[[], Any]:
 
 def eager_bfloat16(folder: Path, batch: Batch) -> Callable[[], Any]:
     """With weights as most language models have them."""
-    narrow = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
-    return _answering(_load(folder).bfloat16(), narrow)
+    pixels = {name: value.bfloat16() for name, value in batch.items() if name == "pixel_values"}
+    return _answering(_load(folder).bfloat16(), batch | pixels)
 
 
 def compiled(folder: Path, batch: Batch) -> Callable[[], Any]:
