@@ -205,12 +205,26 @@ def spectra(
     predicted = {name: done.spectrum(name) for name in targets.layers}
     if not config.measures:
         return predicted
-    if done.energies() is None:
-        found = _measured(model, targets, data, config, done, report, processes)
+    energies = done.energies()
+    if energies is None:
+        energies = {}
+        device = next(model.parameters()).device
+        few = data.sample(MEASURED_ROWS, config.seed)
+        mine = processes.share(few.batch_rows(config.batch_size, config.seed))
+        width = next(model.parameters()).element_size()
+        sizes = {name: width * factor_size(m, n) for name, (m, n) in targets.shapes.items()}
+        bound = config.max_covariance_bytes or _room(device, processes)
+        passes = plan_passes([[name] for name in sizes], sizes, bound)
+        for number, these in enumerate(passes):
+            show = partial(_show, report, "allocating", number, len(passes), f"directions of {len(sizes)} layers")
+            layers = {name: targets.layers[name] for group in these for name in group}
+            transformers.set_seed(config.seed)
+            batches = _moving(few, mine, device, show)
+            energies |= measure(model, layers, done.factors, batches, config.draws_labels, processes)
         if processes.is_first:
-            done.keep_energies(found)
+            done.keep_energies(energies)
         processes.wait()
-    return measured(predicted, done.energies() or {})
+    return measured(predicted, energies)
 
 
 def measured(predicted: Mapping[str, LayerSpectrum], energies: Mapping[str, Tensor]) -> dict[str, LayerSpectrum]:
@@ -219,31 +233,6 @@ def measured(predicted: Mapping[str, LayerSpectrum], energies: Mapping[str, Tens
         name: replace(spectrum, energies=energies[name].cpu().numpy()) if name in energies else spectrum
         for name, spectrum in predicted.items()
     }
-
-
-def _measured(
-    model: nn.Module,
-    targets: Targets,
-    data: Encoded,
-    config: CompressionConfig,
-    done: Decomposition,
-    report: Report,
-    processes: Processes,
-) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    few = data.sample(MEASURED_ROWS, config.seed)
-    mine = processes.share(few.batch_rows(config.batch_size, config.seed))
-    width = next(model.parameters()).element_size()
-    sizes = {name: width * factor_size(m, n) for name, (m, n) in targets.shapes.items()}
-    passes = plan_passes([[name] for name in sizes], sizes, config.max_covariance_bytes or _room(device, processes))
-    found: dict[str, Tensor] = {}
-    for number, these in enumerate(passes):
-        show = partial(_show, report, "allocating", number, len(passes), f"directions of {len(sizes)} layers")
-        layers = {name: targets.layers[name] for group in these for name in group}
-        transformers.set_seed(config.seed)
-        batches = _moving(few, mine, device, show)
-        found |= measure(model, layers, done.factors, batches, config.draws_labels, processes)
-    return found
 
 
 def _moving(
