@@ -42,7 +42,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "weighting: input, allocation: uniform": {"weighting": "input", **UNIFORM},
     "weighting: none, allocation: uniform": {"weighting": "none", **UNIFORM},
     "allocation: uniform": UNIFORM,
-    "allocation: global": {"allocation": "global"},
     "allocation: measured": {"allocation": "measured"},
     "core basis: orthonormal": {"core_basis": "orthonormal"},
     "union: thresholds 0.95 / 0.99 / 0.99": THRESHOLDS,
@@ -65,15 +64,15 @@ Variant = Mapping[str, Any] | Callable[[Trial], PreTrainedModel]
 """Settings to change, or a lever."""
 ON_CLASSIFIERS: Mapping[str, Variant] = {
     "dense, head tuned": lambda trial: trial.loaded.model,
-    **{name: variant for name, variant in VARIANTS.items() if name != "allocation: global"},
+    **VARIANTS,
     **{f"adapters first, {start}": {"adapter_share": 0.75, "adapter_start": start} for start in ("zero", "principal")},
     **LEVERS,
 }
 ON_LANGUAGE: Mapping[str, Variant] = {
     "dense, untouched": lambda trial: trial.loaded.model,
     FINEST: {},
-    **{name: VARIANTS[name] for name in ("weighting: input", "weighting: none")},
-    **{name: VARIANTS[name] for name in ("allocation: uniform", "allocation: global")},
+    **{name: VARIANTS[name] for name in ("weighting: input", "weighting: none", "allocation: uniform")},
+    "allocation: global": {"allocation": "global"},
     "fisher: empirical": {"fisher": "empirical"},
     **{f"adapter share: {share:g}": {"adapter_share": share} for share in (0, 0.5, 0.9)},
 }

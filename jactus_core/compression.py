@@ -39,7 +39,7 @@ from jactus_core.layers import (
 from jactus_core.loading import device_of, load_model
 from jactus_core.models import ModelReference, find_model
 from jactus_core.plots import plot_frontier, plot_ranks
-from jactus_core.progress import Report, Stage, StageClock, silent
+from jactus_core.progress import Report, StageClock, part, silent
 from jactus_core.reporting import write_report
 from jactus_core.sources import open_source
 from jactus_core.tasks import TASKS, TaskName
@@ -297,7 +297,7 @@ class _Run:
         kept = self.work.recall("dense", self.key)
         if kept is not None:
             return kept
-        show = self._part("evaluating", 0, 1 + len(self.config.budgets), "the dense model")
+        show = part(self.report, "evaluating", 0, 1 + len(self.config.budgets), "the dense model")
         metrics = self._evaluate(self.loaded.model, data, show)
         self._keep("dense", self.key, metrics)
         return metrics
@@ -350,12 +350,12 @@ class _Run:
         note, number, parts = f"budget {budget:g}", self.config.budgets.index(budget), len(self.config.budgets)
         candidate = copy.deepcopy(self.loaded.model)
         install_cores(candidate, factors.factors, ranks, self.config.core_basis)
-        show = self._part("finetuning", number, parts, note)
+        show = part(self.report, "finetuning", number, parts, note)
         loss = answers_of(self.loaded.model) if self.config.repairs else None
         finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, loss)
         deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")
-        show = self._part("evaluating", number + 1, 1 + parts, note)
+        show = part(self.report, "evaluating", number + 1, 1 + parts, note)
         metrics = self._evaluate(candidate, data, show)
         if self.processes.is_first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -396,10 +396,6 @@ class _Run:
     def _note(self, what: str) -> Callable[[float], None]:
         """Progress of what comes before the calibration's own."""
         return lambda done: self.report("calibrating", 0.0, f"{what}, {done:.0%}")
-
-    def _part(self, stage: Stage, index: int, parts: int, note: str) -> Callable[[float], None]:
-        """Progress of one of several equal parts of a stage."""
-        return lambda done: self.report(stage, (index + done) / parts, note)
 
 
 def _layer_report(

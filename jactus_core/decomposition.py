@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ from jactus_core.encoding import Encoded, to_device
 from jactus_core.factorization import Bases, Factorization, Metric, Product, factor_size, factorize, union_bases
 from jactus_core.layers import Targets, matrix_of
 from jactus_core.measurement import measure
-from jactus_core.progress import Report, Stage, StageClock
+from jactus_core.progress import Report, StageClock, part
 from jactus_core.subspaces import exact
 from jactus_core.work import WorkFolder
 
@@ -165,9 +164,7 @@ def decompose(
         if not these:
             continue
         clock.enter("calibrating")
-        show = partial(
-            _show, report, "calibrating", number, len(passes), f"covariances of {len(targets.layers)} layers"
-        )
+        show = part(report, "calibrating", number, len(passes), f"covariances of {len(targets.layers)} layers")
         statistics = done.recall_statistics(these)
         processes.wait()
         if statistics is None:
@@ -216,7 +213,7 @@ def spectra(
         bound = config.max_covariance_bytes or _room(device, processes)
         passes = plan_passes([[name] for name in sizes], sizes, bound)
         for number, these in enumerate(passes):
-            show = partial(_show, report, "allocating", number, len(passes), f"directions of {len(sizes)} layers")
+            show = part(report, "allocating", number, len(passes), f"directions of {len(sizes)} layers")
             layers = {name: targets.layers[name] for group in these for name in group}
             transformers.set_seed(config.seed)
             batches = _moving(few, mine, device, show)
@@ -242,11 +239,6 @@ def _moving(
     for number, rows in enumerate(batches, start=1):
         yield to_device(data.batch(rows), device)
         show(number / len(batches))
-
-
-def _show(report: Report, stage: Stage, number: int, passes: int, note: str, done: float) -> None:
-    """Progress of one of several passes."""
-    report(stage, (number + done) / passes, note)
 
 
 def factorized(

@@ -58,7 +58,7 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.up.in_features
-        rows = x.reshape(-1, x.shape[-1])  # on more dimensions it is many times slower
+        rows = x.reshape(-1, x.shape[-1])
         rows = rows.gather(1, self.order.long().expand(rows.shape[0], -1))  # on CPUs, in bfloat16, index_select is slow
         return self.up(rows[:, :rank] + self.down(rows[:, rank:])).view(*x.shape[:-1], -1)
 

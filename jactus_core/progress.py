@@ -18,6 +18,11 @@ def silent(stage: Stage, fraction: float, note: str) -> None:
     """The default report: says nothing."""
 
 
+def part(report: Report, stage: Stage, index: int, parts: int, note: str) -> Callable[[float], None]:
+    """Progress of one of several equal parts of a stage, from 0 to 1."""
+    return lambda done: report(stage, (index + done) / parts, note)
+
+
 @dataclass
 class StageClock:
     """Adds up wall time per stage, in seconds; a stage may be entered several times."""
