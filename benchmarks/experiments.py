@@ -110,7 +110,6 @@ SMALL: Mapping[str, Experiment] = {
         file="math/gsm8k",
         hub_columns={"prompt": "question", "text": "answer"},
         columns={"prompt": "question", "text": "answer"},
-        rates_of="arc-easy",
     ),
 }
 
