@@ -34,7 +34,6 @@ CHOICE: Mapping[str, Any] = {
     "rows": 640,
     "settings": {"max_length": 64, "batch_size": 16, "epochs": 1, "dtype": "bfloat16"},
     "scored_rows": (150, 1000),
-    "seeds": 1,
 }
 
 SMALL: Mapping[str, Experiment] = {
