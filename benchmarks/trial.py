@@ -27,7 +27,7 @@ from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
 from jactus_core.finetuning import Loss, answers_of, finetune_cores, tune_adapters, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_adapters, install_cores, merge_adapters
-from jactus_core.loading import Loaded, load_model
+from jactus_core.loading import Loaded, device_of, load_model
 from jactus_core.measurement import measure
 from jactus_core.models import find_model
 from jactus_core.tasks import TASKS
@@ -63,6 +63,7 @@ class Trial:
         model = find_model(str(models / experiment.folder) if models else experiment.model)
         transformers.set_seed(seed)
         self.loaded: Loaded = load_model(model, splits.train.label_names, self.config)
+        self.loaded.model.to(device_of(self.config.device))  # type: ignore[arg-type]  # the wrapped method's types
         self.train: Encoded = encode(some(splits.train, experiment.rows, seed), self.loaded, self.config)
         self.dev: Encoded = encode(splits.dev, self.loaded, self.config, scoring=True)
         self.tests: dict[str, Encoded] = {
