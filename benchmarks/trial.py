@@ -22,7 +22,7 @@ from jactus_core.checkpoint import deploy
 from jactus_core.compression import AFTER_DECOMPOSITION, adaptation
 from jactus_core.config import CompressionConfig
 from jactus_core.decomposition import MEASURED_ROWS, factorized, measured
-from jactus_core.encoding import Encoded, encode
+from jactus_core.encoding import Encoded, encode, to_device
 from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
 from jactus_core.finetuning import Loss, answers_of, finetune_cores, tune_adapters, warm_up_head
@@ -93,7 +93,8 @@ class Trial:
         few = self.train.sample(config.calibration_samples, config.seed)
         if most is not None:
             few = few.sample(most, config.seed)
-        return [few.batch(rows) for rows in few.batch_rows(config.batch_size, config.seed)]
+        rows = few.batch_rows(config.batch_size, config.seed)
+        return [to_device(few.batch(part), self.loaded.model.device) for part in rows]
 
     def statistics(self, config: CompressionConfig, whole: bool = False) -> dict[str, LayerStatistics]:
         """Of the dense model, from one calibration for all methods that do not change it; `whole` for those that do."""
