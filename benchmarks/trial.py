@@ -25,7 +25,7 @@ from jactus_core.decomposition import MEASURED_ROWS, factorized, measured
 from jactus_core.encoding import Encoded, encode, to_device
 from jactus_core.evaluation import Metrics, evaluate
 from jactus_core.factorization import Factorization
-from jactus_core.finetuning import Loss, answers_of, finetune_cores, tune_adapters, warm_up_head
+from jactus_core.finetuning import Loss, finetune_cores, repair, tune_adapters, warm_up_head
 from jactus_core.layers import Targets, find_targets, install_adapters, install_cores, merge_adapters
 from jactus_core.loading import Loaded, device_of, load_model
 from jactus_core.measurement import measure
@@ -186,7 +186,7 @@ class Trial:
     ) -> PreTrainedModel:
         """A model with cores after finetuning, as deployed; by default with the loss of the method."""
         if loss is None and config.repairs:
-            loss = answers_of(self._prepared(config)[0])
+            loss = repair(self._prepared(config)[0], TASKS[config.task])
         finetune_cores(model, self.loaded.head, self.train, config, lambda done: None, loss=loss)
         return deploy(model, self.loaded, ranks)
 

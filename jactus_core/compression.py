@@ -27,7 +27,7 @@ from jactus_core.encoding import Encoded, encode
 from jactus_core.evaluation import Metrics, Size, evaluate, size_of
 from jactus_core.examples import Examples, read_examples, split
 from jactus_core.files import WORK_FOLDER, sha256_of, write_json
-from jactus_core.finetuning import answers_of, finetune_cores, tune_adapters, warm_up_head
+from jactus_core.finetuning import finetune_cores, repair, tune_adapters, warm_up_head
 from jactus_core.layers import (
     Targets,
     adapter_names,
@@ -351,7 +351,7 @@ class _Run:
         candidate = copy.deepcopy(self.loaded.model)
         install_cores(candidate, factors.factors, ranks, self.config.core_basis)
         show = part(self.report, "finetuning", number, parts, note)
-        loss = answers_of(self.loaded.model) if self.config.repairs else None
+        loss = repair(self.loaded.model, self.task) if self.config.repairs else None
         finetune_cores(candidate, self.loaded.head, data.train, self.config, show, self.processes, loss)
         deploy(candidate, self.loaded, ranks)
         self.clock.enter("evaluating")

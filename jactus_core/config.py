@@ -161,8 +161,8 @@ class CompressionConfig(Hyperparameters):
 
     @property
     def repairs(self) -> bool:
-        """Whether cores learn from the answers of the tuned dense model, instead of from the labels."""
-        return self.adapter_epochs > 0 and not TASKS[self.task].is_classification
+        """Whether cores learn from the dense model, which was tuned before."""
+        return self.adapter_epochs > 0
 
     @property
     def draws_labels(self) -> bool:

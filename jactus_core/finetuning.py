@@ -28,8 +28,9 @@ from jactus_core.encoding import Encoded, to_device
 from jactus_core.errors import NonFiniteLoss
 from jactus_core.layers import AdaptedLinear, CoreLinear, adapter_names, lost_share, train_only
 from jactus_core.loading import Loaded
-from jactus_core.losses import cross_entropy_sum, divergence, without_labels
+from jactus_core.losses import apart, cross_entropy_sum, divergence, without_labels
 from jactus_core.precision import fast_bfloat16
+from jactus_core.tasks import Task
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """Of a model on a batch: scalar, a mean over what counts."""
@@ -50,6 +51,8 @@ ZERO_RATE = 3.0
 """Of adapters that start at zero, relative to the rate of cores."""
 PRINCIPAL_RATE = 8.0
 """Of adapters that start at a weight's leading directions: the same, times the root mean square of their entries."""
+STATES_WEIGHT = 30.0
+"""Of a classifier's relative error in hidden states, beside its cross-entropy."""
 
 
 def warm_up_head(loaded: Loaded, data: Encoded, config: CompressionConfig, report: Callable[[float], None]) -> None:
@@ -155,16 +158,45 @@ def finetune_cores(
     fit(model, data, config.model_copy(update=changes), report, processes, loss)
 
 
+def repair(teacher: PreTrainedModel, task: Task) -> Loss:
+    """The loss by which a compressed model comes back to the dense one that was tuned."""
+    return states_of(teacher) if task.is_classification else answers_of(teacher)
+
+
 def answers_of(teacher: PreTrainedModel) -> Loss:
     """The loss by which a language model comes to answer like its teacher at every token; no label is read."""
 
-    def apart(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         real, inputs = batch["attention_mask"].bool(), without_labels(batch)
         with torch.no_grad():
             wanted = teacher(**inputs).logits[real]
         return divergence(model(**inputs).logits[real], wanted)
 
-    return apart
+    return loss
+
+
+def states_of(teacher: PreTrainedModel) -> Loss:
+    """The loss by which a classifier learns its labels and stays with its teacher's hidden states.
+
+    A label says little about a row, and next to nothing where the adapters have learnt it already.
+    """
+
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        inputs, mask = without_labels(batch), batch.get("attention_mask")
+        with torch.no_grad():
+            wanted = _states(teacher(**inputs, output_hidden_states=True))
+        output = model(**inputs, output_hidden_states=True)
+        errors = [apart(mine, theirs, mask) for mine, theirs in zip(_states(output), wanted, strict=True)]
+        by_labels = cross_entropy_sum(output.logits, batch["labels"]) / len(batch["labels"])
+        return by_labels + STATES_WEIGHT * sum(errors, torch.zeros_like(by_labels)) / max(len(errors), 1)
+
+    return loss
+
+
+def _states(output: Mapping[str, Any]) -> list[Tensor]:
+    """Behind every block, of the encoder and the decoder where there are two; none of a model that hides them."""
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    return [state for name in names for state in (output.get(name) or ())[1:]]
 
 
 def fit(

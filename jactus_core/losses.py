@@ -61,6 +61,17 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
     return functional.kl_div(answers, targets, log_target=True, reduction="batchmean")
 
 
+def apart(states: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
+    """Squared error (scalar, float32) of hidden states from those that are wanted, by the variance of these.
+
+    Both are (batch, …, features); where they are a text's, `mask` (batch, tokens) tells tokens from filling.
+    """
+    is_text = mask is not None and mask.shape == states.shape[:2]
+    real = mask.bool() if is_text and mask is not None else ...
+    states, wanted = (all_of[real].float().flatten(0, -2) for all_of in (states, wanted))
+    return (states - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+
+
 def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per row: summed cross-entropy (nats), how many labels count, and how many of these are predicted right."""
     logits, labels = aligned(logits, labels)
