@@ -22,11 +22,12 @@ from jactus_core.finetuning import (
     ZERO_RATE,
     answers_of,
     finetune_cores,
+    states_of,
     tune_adapters,
 )
 from jactus_core.layers import find_targets, install_adapters, install_cores, matrix_of
 from jactus_core.loading import load_model
-from jactus_core.losses import IGNORED, divergence, without_labels
+from jactus_core.losses import IGNORED, apart, divergence, without_labels
 from jactus_core.models import find_model
 from tests.jactus_core.architectures import architectures, rows_for
 from tests.tiny import reviews
@@ -185,6 +186,35 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
 
     assert after < 0.7 * before
     assert torch.equal(repaired(unlabelled)[2], core)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "bert", "t5"])
+def test_a_classifier_stays_with_its_teacher_s_hidden_states(name: str, tmp_path: Path) -> None:
+    architecture = architectures[name]
+    config = CompressionConfig(
+        task=architecture.task, learning_rate=1e-2, epochs=40, adapter_share=0, batch_size=8, max_length=24
+    )
+    folder = architecture.write(tmp_path / "model")
+    examples, _ = read_examples(rows_for(config.task), config.task)
+    loaded = load_model(find_model(str(folder)), examples.label_names, config)
+    targets = find_targets(loaded.model, loaded.body, loaded.head)
+    factors = {name: unlike_factors(matrix_of(layer)) for name, layer in targets.layers.items()}
+    rows = encode(examples, loaded, config)
+    batch = rows.batch(range(len(rows)))
+
+    def far(loss: finetuning.Loss | None) -> float:
+        """How far the last block's output is from the teacher's after training."""
+        model = copy.deepcopy(loaded.model)
+        install_cores(model, factors.__getitem__, dict.fromkeys(targets.layers, RANK))
+        finetune_cores(model, loaded.head, rows, config, lambda done: None, loss=loss)
+        with torch.no_grad():
+            outputs = [m(**without_labels(batch), output_hidden_states=True) for m in (model, loaded.model)]
+        mine, theirs = (output.get("hidden_states", output.get("decoder_hidden_states"))[-1] for output in outputs)
+        return float(apart(mine, theirs, batch.get("attention_mask")))
+
+    loss = states_of(loaded.model)
+    assert float(loss(loaded.model, batch)) == pytest.approx(float(loaded.model(**batch).loss), rel=1e-4)
+    assert far(loss) < 0.8 * far(None)
 
 
 @pytest.mark.parametrize("name", ["mistral", "vit"])

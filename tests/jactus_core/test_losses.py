@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from jactus_core.losses import IGNORED, cross_entropy_sum, divergence, drawn_labels, row_scores
+from jactus_core.losses import IGNORED, apart, cross_entropy_sum, divergence, drawn_labels, row_scores
 from tests.tiny import tiny_classifier
 
 IDS = torch.randint(5, 40, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -106,6 +106,20 @@ def test_the_divergence_from_a_teacher_is_that_of_the_two_answers() -> None:
 
     torch.testing.assert_close(found.double(), (p * (p / q).log()).sum() / 5, rtol=1e-5, atol=0)
     assert float(divergence(ours, ours + 3)) == pytest.approx(0, abs=1e-6), "answers, not logits, are compared"
+
+
+def test_hidden_states_are_apart_by_the_share_of_their_variance_and_filling_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wanted, noise = torch.randn(2, 3, 5, 4, generator=generator) + 7
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    real = mask.bool().numpy()
+    theirs, error = wanted.numpy()[real], noise.numpy()[real]
+    filled = (wanted + noise).masked_fill(~mask.bool()[..., None], torch.nan)
+
+    assert float(apart(filled, wanted, mask)) == pytest.approx((error**2).sum() / theirs.var(0).sum() / len(theirs))
+    assert float(apart(wanted + noise, wanted, None)) == pytest.approx(
+        float(noise.square().sum() / (wanted - wanted.mean((0, 1))).square().sum())
+    )
 
 
 def test_losses_of_bfloat16_logits_are_taken_in_float32() -> None:
