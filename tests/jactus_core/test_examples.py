@@ -243,6 +243,7 @@ def test_many_images_are_all_checked_and_the_first_broken_one_is_named(tmp_path:
         (png()[:50], "'cat/x.png' cannot be decoded"),
         (encoded(Image.effect_noise((64, 64), 9), "JPEG")[:900], "'cat/x.png' cannot be decoded: .*truncated"),
     ],
+    ids=["text", "nothing", "PostScript", "half a PNG", "half a JPEG"],
 )
 def test_a_file_that_is_no_whole_image_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     write(image_folder(tmp_path / "a") / "train/cat/0.png", content)
