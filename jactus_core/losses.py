@@ -66,8 +66,7 @@ def apart(states: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
 
     Both are (batch, …, features); where they are a text's, `mask` (batch, tokens) tells tokens from filling.
     """
-    is_text = mask is not None and mask.shape == states.shape[:2]
-    real = mask.bool() if is_text and mask is not None else ...
+    real = mask.bool() if mask is not None and mask.shape == states.shape[:2] else ...
     states, wanted = (all_of[real].float().flatten(0, -2) for all_of in (states, wanted))
     return (states - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
 

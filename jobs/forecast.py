@@ -23,7 +23,7 @@ def seconds(found: ModelEstimate, config: CompressionConfig, dataset: Dataset, d
     forward = held_out * (1 + len(config.budgets))
     if TASKS[config.task].is_classification:
         forward += min(config.warmup_samples, train)
-    if config.repairs:  # by the answers of a teacher
+    if config.repairs:  # by what a teacher makes of the same rows
         forward += int(train * config.core_epochs) * len(config.budgets)
     trained = min(config.calibration_samples, train) * found.calibration_passes
     trained += int(train * config.adapter_epochs) + int(train * config.core_epochs) * len(config.budgets)

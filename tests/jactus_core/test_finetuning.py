@@ -26,7 +26,7 @@ from jactus_core.finetuning import (
     tune_adapters,
 )
 from jactus_core.layers import find_targets, install_adapters, install_cores, matrix_of
-from jactus_core.loading import load_model
+from jactus_core.loading import Loaded, load_model
 from jactus_core.losses import IGNORED, apart, divergence, without_labels
 from jactus_core.models import find_model
 from tests.jactus_core.architectures import architectures, rows_for
@@ -153,21 +153,26 @@ def test_adapters_are_moved_by_their_size_where_they_have_one(tiny_bert: Path) -
         assert 0.1 < moved(False, part) / (ZERO_RATE * RATE) < FARTHEST
 
 
-def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> None:
-    architecture = architectures["mistral"]
+def teacher(name: str, folder: Path) -> tuple[CompressionConfig, Loaded, dict[str, Factorization], Encoded]:
+    """A dense model to learn from, the factors of its layers, and rows."""
+    architecture = architectures[name]
     config = CompressionConfig(
         task=architecture.task, learning_rate=1e-2, epochs=40, adapter_share=0, batch_size=8, max_length=24
     )
-    folder = architecture.write(tmp_path / "model")
     examples, _ = read_examples(rows_for(config.task), config.task)
-    loaded = load_model(find_model(str(folder)), [], config)
-    targets = find_targets(loaded.model, loaded.body, loaded.head)
-    factors = {name: unlike_factors(matrix_of(layer)) for name, layer in targets.layers.items()}
+    loaded = load_model(find_model(str(architecture.write(folder / "model"))), examples.label_names, config)
+    layers = find_targets(loaded.model, loaded.body, loaded.head).layers
+    factors = {name: unlike_factors(matrix_of(layer)) for name, layer in layers.items()}
+    return config, loaded, factors, encode(examples, loaded, config)
+
+
+def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> None:
+    config, loaded, factors, rows = teacher("mistral", tmp_path)
 
     def repaired(rows: Encoded) -> tuple[float, float, Tensor]:
         """How far the compressed model is from its teacher, before and after, and a core that came of it."""
         model = copy.deepcopy(loaded.model)
-        install_cores(model, factors.__getitem__, dict.fromkeys(targets.layers, RANK))
+        install_cores(model, factors.__getitem__, dict.fromkeys(factors, RANK))
         batch = without_labels(rows.batch(range(len(rows))))
         real = batch["attention_mask"].bool()
 
@@ -177,9 +182,8 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
 
         before = distance()
         finetune_cores(model, loaded.head, rows, config, lambda done: None, loss=answers_of(loaded.model))
-        return before, distance(), model.get_parameter(f"{next(iter(targets.layers))}.core").detach()
+        return before, distance(), model.get_parameter(f"{next(iter(factors))}.core").detach()
 
-    rows = encode(examples, loaded, config)
     unlabelled = copy.copy(rows)
     unlabelled.items = [{**item, "labels": [IGNORED] * len(item["labels"])} for item in rows.items]
     before, after, core = repaired(rows)
@@ -190,22 +194,13 @@ def test_a_teacher_s_answers_are_wanted_and_no_label_is_read(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "bert", "t5"])
 def test_a_classifier_stays_with_its_teacher_s_hidden_states(name: str, tmp_path: Path) -> None:
-    architecture = architectures[name]
-    config = CompressionConfig(
-        task=architecture.task, learning_rate=1e-2, epochs=40, adapter_share=0, batch_size=8, max_length=24
-    )
-    folder = architecture.write(tmp_path / "model")
-    examples, _ = read_examples(rows_for(config.task), config.task)
-    loaded = load_model(find_model(str(folder)), examples.label_names, config)
-    targets = find_targets(loaded.model, loaded.body, loaded.head)
-    factors = {name: unlike_factors(matrix_of(layer)) for name, layer in targets.layers.items()}
-    rows = encode(examples, loaded, config)
+    config, loaded, factors, rows = teacher(name, tmp_path)
     batch = rows.batch(range(len(rows)))
 
     def far(loss: finetuning.Loss | None) -> float:
         """How far the last block's output is from the teacher's after training."""
         model = copy.deepcopy(loaded.model)
-        install_cores(model, factors.__getitem__, dict.fromkeys(targets.layers, RANK))
+        install_cores(model, factors.__getitem__, dict.fromkeys(factors, RANK))
         finetune_cores(model, loaded.head, rows, config, lambda done: None, loss=loss)
         with torch.no_grad():
             outputs = [m(**without_labels(batch), output_hidden_states=True) for m in (model, loaded.model)]
