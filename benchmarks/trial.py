@@ -86,7 +86,8 @@ class Trial:
     @cached_property
     def groups(self) -> list[list[str]]:
         """Layers that read the same tensors, in the dense model and in any that a lever makes of it."""
-        return find_readers(self.loaded.model, self.targets.layers, self.batches(self.config)[0])
+        batch = self.batches(self.config, self.config.batch_size)[0]
+        return find_readers(self.loaded.model, self.targets.layers, batch)
 
     def batches(self, config: CompressionConfig, most: int | None = None) -> list[dict[str, Any]]:
         """The calibration rows, or so many of them."""
