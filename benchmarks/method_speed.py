@@ -57,7 +57,8 @@ LORA_RANK = 16
 SHALLOW, DEEP = 4, 16
 """Blocks of the random models whose calibration memory is compared."""
 YES_NO = {True: "yes", False: "no"}
-COVARIANCE_BOUND = 64 * 2**20
+COVARIANCE_BOUND = 16 * 2**20
+"""Below what the shallow one's covariances take as well."""
 
 
 def main() -> None:
