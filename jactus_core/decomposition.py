@@ -54,7 +54,7 @@ class Decomposed:
 
     def spectrum(self, singular: Tensor) -> LayerSpectrum:
         """What allocation needs to know, with the layer's singular values."""
-        return LayerSpectrum(self.m, self.n, singular.square().numpy(), self.outside, self.tokens, self.rank)
+        return LayerSpectrum(self.m, self.n, singular.square().cpu().numpy(), self.outside, self.tokens, self.rank)
 
 
 class Decomposition:
