@@ -268,14 +268,16 @@ def memory_of_lora_steps(name: str) -> dict[str, int]:
 
 
 def memory_of_core_steps(name: str) -> dict[str, int]:
+    return {"peak": peak_resident(several(uncalibrated_core_step(name)))}
+
+
+def uncalibrated_core_step(name: str) -> Callable[[], object]:
     """With the factors of the plain SVD: the same shapes, without what calibration leaves behind."""
     loaded, data = load(name)
     targets = find_targets(loaded.model, loaded.body, loaded.head)
     factors = {layer: plain_factors(matrix_of(module)) for layer, module in targets.layers.items()}
     ranks = {layer: affordable_rank(m, n, STEP_BUDGET) for layer, (m, n) in targets.shapes.items()}
-    step = core_step(loaded, data, ranks, factors)
-    del factors
-    return {"peak": peak_resident(several(step))}
+    return core_step(loaded, data, ranks, factors)
 
 
 def plain_factors(weight: torch.Tensor) -> Factorization:

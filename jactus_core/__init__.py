@@ -8,6 +8,7 @@ Importing this package teaches transformers to load the checkpoints; torch is im
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,13 @@ _HOMES = {
     "find_model": "models",
     "score": "scoring",
 }
+PATIENCE = "1000"
+"""How often a thread of PyTorch's looks whether the others are done before it gives its processor away.
+
+By the default of libgomp, 300 times as much, two threads beside any busy process wait for each other most of the time.
+"""
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    os.environ["GOMP_SPINCOUNT"] = PATIENCE  # read when torch is imported
 
 
 def __getattr__(name: str) -> Any:

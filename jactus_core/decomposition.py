@@ -85,13 +85,15 @@ class Decomposition:
         counts = {slot: [m.size, m.tokens, m.rows, m.probed, m.spread, float(m.squares)] for slot, m in moments.items()}
         self._work.keep(STATISTICS, self._key, counts, {slot: m.total for slot, m in moments.items()})
 
-    def recall_statistics(self, groups: list[list[str]]) -> dict[str, LayerStatistics] | None:
-        """What was kept for these groups, if it was for all of them."""
+    def recall_statistics(
+        self, groups: list[list[str]], device: torch.device | str = "cpu"
+    ) -> dict[str, LayerStatistics] | None:
+        """What was kept for these groups, if it was for all; on the device of its making the factors are the same."""
         counts = self._work.recall(STATISTICS, self._key) or {}
         if not all(f"gradients.{name}" in counts for group in groups for name in group):
             return None
         tensors = self._work.tensors(STATISTICS)
-        moments = {slot: Moments(tensors[slot], *seen) for slot, seen in counts.items()}
+        moments = {slot: Moments(tensors[slot].to(device), *seen) for slot, seen in counts.items()}
         return {
             name: LayerStatistics(
                 moments.get(f"inputs.{name}", moments[f"inputs.{group[0]}"]), moments[f"gradients.{name}"]
@@ -165,7 +167,7 @@ def decompose(
             continue
         clock.enter("calibrating")
         show = part(report, "calibrating", number, len(passes), f"covariances of {len(targets.layers)} layers")
-        statistics = done.recall_statistics(these)
+        statistics = done.recall_statistics(these, device)
         processes.wait()
         if statistics is None:
             transformers.set_seed(config.seed)  # sampled labels are the same in every pass
@@ -247,7 +249,7 @@ def factorized(
     """Factorize layers that read the same tensors."""
     shared: dict[int, _Side] = {}
     for name, seen in statistics.items():
-        where = exact(seen.inputs.total.device)  # the CPU for kept ones
+        where = exact(seen.inputs.total.device)
         weight = matrix_of(targets.layers[name]).to(where).double()
         inputs = shared.get(id(seen.inputs)) or _side(seen.inputs, weight, config.weighting != "none", config)
         outputs = _side(seen.gradients, weight.T, config.weighting == "fisher", config)

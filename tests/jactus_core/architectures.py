@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jactus_core import CompressionConfig, compression
 from jactus_core.compression import BudgetResult, CompressionResult
+from jactus_core.encoding import to_device
 from jactus_core.tasks import TASKS, TaskName
 from tests.tiny import FILLER, WORDS, reviews
 
@@ -137,9 +138,9 @@ class Compressed:
 
     @torch.inference_mode()
     def logits_of(self, model: Any) -> Tensor:
-        """What a model in this process makes of the inputs."""
-        logits: Tensor = model(**self.inputs).logits
-        return logits
+        """What a model in this process, on any device, makes of the inputs."""
+        logits: Tensor = model(**to_device(self.inputs, model.device)).logits
+        return logits.cpu()
 
 
 def _copied(probes: Mapping[Path, Path], folder: Path) -> dict[Path, Path]:

@@ -483,3 +483,27 @@ def test_importing_the_package_imports_no_torch_and_no_service_library() -> None
 
     assert not loaded & {"torch", "transformers", "datasets", "fastapi", "celery", "sqlalchemy", "redis", "jobs"}
     assert jactus_core.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's threads are libgomp's on Linux alone")
+@pytest.mark.parametrize(
+    ("given", "patience"),
+    [({}, jactus_core.PATIENCE), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_wait_as_the_package_says_unless_the_environment_does(
+    given: dict[str, str], patience: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    code = (
+        "import os, tempfile\n"
+        "said = tempfile.TemporaryFile()\n"
+        "os.dup2(said.fileno(), 2)\n"
+        "import jactus_core, torch\n"
+        "said.seek(0)\n"
+        "print(json.dumps(said.read().decode()))"
+    )
+
+    said = in_new_process(code, OMP_DISPLAY_ENV="verbose", **given)
+
+    assert f"GOMP_SPINCOUNT = '{patience}'" in said
