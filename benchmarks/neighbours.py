@@ -1,6 +1,6 @@
 """Training beside another busy process and alone: how long threads wait for each other, by libgomp's default and ours.
 
-    python -m benchmarks.neighbours [--model FOLDER_OR_HUB_ID] [--repeats 3]
+    python -m benchmarks.neighbours [--model FOLDER_OR_HUB_ID] [--repeats 5]
 
 Every turn trains in new processes, as the patience of threads is read when PyTorch is imported. Ratios of interleaved
 repeats. The busy neighbour keeps one processor; PyTorch takes as many threads as it does by itself.
@@ -30,7 +30,7 @@ BOUNDS = {"busy": 0.8, "idle": 1.05}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=bundled_model(), help="a BERT-like encoder (default: the demo's MiniLM)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -46,10 +46,10 @@ _HOMES = {
     "find_model": "models",
     "score": "scoring",
 }
-PATIENCE = "1000"
+PATIENCE = "3000"
 """How often a thread of PyTorch's looks whether the others are done before it gives its processor away.
 
-By the default of libgomp, 300 times as much, two threads beside any busy process wait for each other most of the time.
+By the default of libgomp, a hundred times as much, two threads beside any busy process wait for each other most of the time.
 """
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = PATIENCE  # read when torch is imported
