@@ -20,7 +20,7 @@ from benchmarks import costs, findings, inference
 from benchmarks.experiments import SMALL
 from benchmarks.findings import ADAPTERS, OURS, Column, best, complete, difference
 from benchmarks.methods import BUDGETS, METHODS, RIVALS
-from benchmarks.recording import DOCS, fill, markdown, read_summary, summarize
+from benchmarks.recording import DOCS, README, fill, markdown, read_summary, summarize
 from benchmarks.runs import chosen_rate, tuning_runs
 from jactus_core.tasks import TaskName
 
@@ -58,6 +58,7 @@ def main() -> None:
     summarize_quality()
     for marker, text in blocks().items():
         fill(PAGE, marker, text)
+    fill(README, "quality", headline())
     draw(points())
 
 
@@ -150,10 +151,22 @@ def differences_table() -> str:
     rows = []
     for id, (found, _, against, _) in goals.items():
         cells = [_points(found.by_experiment.get(name, ())) for name in experiments]
-        error = f" ± {100 * found.error:.2f}" if len(found.by_experiment) > 1 else ""
-        whole = f"{100 * found.mean:+.2f}{error}"
-        rows.append([f"`{id}`", METHODS[against.method].title, *cells, whole])
+        rows.append([f"`{id}`", METHODS[against.method].title, *cells, _over_all(found)])
     return markdown(["goal", "against", *experiments, "mean ± error"], rows)
+
+
+def headline() -> str:
+    """The same over all experiments, for who reads no further."""
+    rows = [
+        [f"{ours.budget:.0%}", METHODS[against.method].title, f"{against.budget:.0%}", _over_all(found)]
+        for found, ours, against, _ in quality_goals().values()
+    ]
+    return markdown(["JACTUS keeps", "beside", "which keeps", "points ahead"], rows)
+
+
+def _over_all(found: findings.Difference) -> str:
+    error = f" ± {100 * found.error:.2f}" if len(found.by_experiment) > 1 else ""
+    return f"{100 * found.mean:+.2f}{error}"
 
 
 def _points(values: Sequence[float]) -> str:
@@ -228,9 +241,10 @@ def draw(panels: Points, file: Path = PICTURE) -> None:
             axes.grid(color=GRID)
             axes.set_axisbelow(True)
         figure.axes[0].set_ylabel("mean accuracy on test, percent")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        handles = [lines[method.title] for method in METHODS.values() if method.title in lines]
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+            figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         figure.savefig(file, metadata={"Date": None, "Description": fingerprint(panels)})
 
 

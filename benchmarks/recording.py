@@ -19,10 +19,11 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SUMMARY = RESULTS / "summary.json"
-DOCS = Path(__file__).parent.parent / "docs"
+README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 METHOD_PAGE = DOCS / "method.md"
 DEPLOY_PAGE = DOCS / "deploy.md"
-WRITTEN = ("benchmarks/results", "docs")
+WRITTEN = ("benchmarks/results", "docs", "README.md")
 """By benchmarks, in the repository."""
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 

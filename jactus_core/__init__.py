@@ -49,7 +49,7 @@ _HOMES = {
 PATIENCE = "3000"
 """How often a thread of PyTorch's looks whether the others are done before it gives its processor away.
 
-By the default of libgomp, a hundred times as much, two threads beside any busy process wait for each other most of the time.
+By the default of libgomp, a hundred times as much, threads beside any busy process mostly wait for each other.
 """
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = PATIENCE  # read when torch is imported

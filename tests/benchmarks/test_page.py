@@ -6,12 +6,16 @@ import pytest
 
 from benchmarks import findings, page, real_models
 from benchmarks.findings import Column
-from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, filled, kept, read_summary
+from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, README, filled, kept, read_summary
 
 
 @pytest.mark.parametrize("marker", page.blocks())
 def test_a_table_of_the_page_is_that_of_the_results(marker: str) -> None:
     assert filled(page.PAGE, marker) == page.blocks()[marker], "run python -m benchmarks.page"
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    assert filled(README, "quality") == page.headline(), "run python -m benchmarks.page"
 
 
 def test_the_picture_is_that_of_the_results() -> None:
