@@ -4,7 +4,7 @@
 
 Eager PyTorch, in float32 and bfloat16, torch.compile and ONNX Runtime, at every budget, with ranks rounded to 1, 8, 16
 and 64. All models of an engine take turns on the same batch; a figure is the median over turns of the compressed
-model's time by the dense one's.
+model's time by the dense one's. What lies below `benchmarks/results/inference` is not measured again.
 """
 
 from __future__ import annotations
@@ -65,22 +65,33 @@ def main() -> None:
     os.environ |= dict.fromkeys(KERNEL_CACHES, "16384")  # models take turns, and each finds its kernels again
     transformers.utils.logging.set_verbosity_error()
     for name in options.experiments:
-        file = FOLDER / f"{name}.json"
-        found = (read_result(file) or {"milliseconds": {}})["milliseconds"]
-        with tempfile.TemporaryDirectory() as folder:
-            trial = small_trial(name, options.models, options.data)
-            models = write_models(trial, Path(folder))
-            for engine in options.engines:
-                for size in BATCHES:
-                    batch = without_labels(trial.dev.batch(trial.dev.order(by_length=True)[:size]))
-                    actions = {model: ENGINES[engine](models[model], batch) for model in models}
-                    seconds = interleaved(actions, options.repeats)
-                    found[f"{engine}, batch {size}"] = {
-                        model: [round(1000 * value, 3) for value in values] for model, values in seconds.items()
-                    }
-                    write_result(file, {"experiment": name, "milliseconds": found})
-                    print(f"{name}: {engine}, batch {size}", flush=True)
+        measure(name, options)
     conclude()
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    """Every engine at every batch that no earlier run has measured."""
+    file = FOLDER / f"{name}.json"
+    found = (read_result(file) or {"milliseconds": {}})["milliseconds"]
+    left = [(engine, size) for engine in options.engines for size in BATCHES if place(engine, size) not in found]
+    if not left:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trial = small_trial(name, options.models, options.data)
+        models = write_models(trial, Path(folder))
+        for engine, size in left:
+            batch = without_labels(trial.dev.batch(trial.dev.order(by_length=True)[:size]))
+            actions = {model: ENGINES[engine](models[model], batch) for model in models}
+            seconds = interleaved(actions, options.repeats)
+            found[place(engine, size)] = {
+                model: [round(1000 * value, 3) for value in values] for model, values in seconds.items()
+            }
+            write_result(file, {"experiment": name, "milliseconds": found})
+            print(f"{name}: {place(engine, size)}", flush=True)
+
+
+def place(engine: str, size: int) -> str:
+    return f"{engine}, batch {size}"
 
 
 def small_trial(name: str, models: Path | None, data: Path | None) -> Trial:
@@ -184,7 +195,7 @@ def table() -> str:
 
 
 def _cells(result: Mapping[str, Any], engine: str, size: int, multiple: int) -> tuple[str, str]:
-    milliseconds = result["milliseconds"].get(f"{engine}, batch {size}")
+    milliseconds = result["milliseconds"].get(place(engine, size))
     if milliseconds is None:
         return "", ""
     found = ratios(milliseconds)
@@ -198,7 +209,7 @@ def conclude() -> None:
     files = read_results(FOLDER)
     for engine in ENGINES:
         for size in BATCHES:
-            key = f"{engine}, batch {size}"
+            key = place(engine, size)
             used = [found for found in files if key in found["milliseconds"]]
             series = [found["milliseconds"][key] for found in used]
             for budget in BUDGETS if series else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import inference, recording
-from benchmarks.inference import BATCHES, DENSE, ENGINES, MULTIPLES, variant
+from benchmarks.inference import BATCHES, DENSE, ENGINES, MULTIPLES, place, variant
 from benchmarks.methods import BUDGETS
 from benchmarks.trial import Trial
 from jactus_core.losses import without_labels
@@ -18,7 +19,9 @@ from tests.benchmarks.test_quality import TINY
 from tests.tiny import reviews, write_tiny_bert
 
 
-def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    """Of a tiny model, of which three checkpoints are made."""
     write_tiny_bert(tmp_path / "bert")
     (tmp_path / "reviews").mkdir()
     for part in ("train", "test"):
@@ -26,8 +29,10 @@ def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(inference, "BUDGETS", (0.6,))
     monkeypatch.setattr(inference, "MULTIPLES", (1, 8))
     settings = {**TINY.settings, "warmup_epochs": 1, "dtype": "float32"}
-    trial = Trial(replace(TINY, settings=settings), 0, tmp_path, tmp_path)
+    return Trial(replace(TINY, settings=settings), 0, tmp_path, tmp_path)
 
+
+def test_checkpoints_answer_alike_on_every_engine(trial: Trial, tmp_path: Path) -> None:
     models = inference.write_models(trial, tmp_path / "models")
 
     assert list(models) == [DENSE, variant(0.6, 1), variant(0.6, 8)]
@@ -36,6 +41,29 @@ def test_checkpoints_answer_alike_on_every_engine(tmp_path: Path, monkeypatch: p
         eager = ENGINES["eager"](folder, batch)().logits
         other = torch.from_numpy(ENGINES["ONNX Runtime"](folder, batch)()[0])
         torch.testing.assert_close(eager, other, rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_measured_is_not_measured_again(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference, "FOLDER", tmp_path / "inference")
+    monkeypatch.setattr(inference, "small_trial", lambda *_: trial)
+    options = Namespace(models=None, data=None, engines=["eager"], repeats=1)
+    told = [f"tiny: {place('eager', size)}" for size in BATCHES]
+
+    inference.measure("tiny", options)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny")] == told
+
+    file = tmp_path / "inference" / "tiny.json"
+    found = json.loads(file.read_text())
+    del found["milliseconds"][place("eager", 1)]
+    file.write_text(json.dumps(found))
+    inference.measure("tiny", options)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny")] == told[1:]
+
+    monkeypatch.delattr(inference, "write_models")
+    inference.measure("tiny", options)
+    assert json.loads(file.read_text())["milliseconds"].keys() == {place("eager", size) for size in BATCHES}
 
 
 def test_a_figure_is_the_mean_over_experiments_of_the_median_ratio(
