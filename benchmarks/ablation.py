@@ -105,9 +105,7 @@ def main() -> None:
                     found.setdefault(name, {}).setdefault(title, {})[str(seed)] = score
                     print(f"{name:<10} seed {seed}  {score:8.4f}  {title}", flush=True)
             keep("ablation", {"budget": options.budget, "scores": found, "rows": ROWS, "settings": SHORT})
-    parts = [{name: found[name] for name in found if SETS[name] is of} for of in (ON_CLASSIFIERS, ON_LANGUAGE)]
-    tables = [table(part) for part in parts if part]
-    fill(METHOD_PAGE, "ablation", "\n\n".join([caption(found, options.budget), *tables]))
+    fill(METHOD_PAGE, "ablation", text(found, options.budget))
 
 
 def measure(trial: Trial, variant: Variant) -> float:
@@ -128,6 +126,12 @@ def short(experiment: Experiment, budget: float) -> Experiment:
 
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Scores by set, variant and seed."""
+
+
+def text(found: Found, budget: float) -> str:
+    """What stands on the page: a table per kind of model."""
+    parts = [{name: found[name] for name in found if SETS[name] is of} for of in (ON_CLASSIFIERS, ON_LANGUAGE)]
+    return "\n\n".join([caption(found, budget), *(table(part) for part in parts if part)])
 
 
 def caption(found: Found, budget: float) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import findings, page, real_models
+from benchmarks import ablation, findings, page, real_models
 from benchmarks.findings import Column
-from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, README, filled, kept, read_summary
+from benchmarks.recording import DEPLOY_PAGE, METHOD_PAGE, README, RESULTS, filled, kept, read_result, read_summary
 
 
 @pytest.mark.parametrize("marker", page.blocks())
@@ -26,6 +26,12 @@ def test_what_real_models_gave_and_took_is_what_was_measured() -> None:
     found = kept("real_models", "cases")
     assert filled(METHOD_PAGE, "real-models") == real_models.table(found), "run python -m benchmarks.real_models"
     assert filled(DEPLOY_PAGE, "sizing") == real_models.sizing(found), "run python -m benchmarks.real_models"
+
+
+def test_what_each_switch_does_is_what_was_measured() -> None:
+    found = read_result(RESULTS / "ablation.json")
+    assert found is not None
+    assert filled(METHOD_PAGE, "ablation") == ablation.text(found["scores"], found["budget"])
 
 
 def test_the_goals_of_the_summary_are_those_of_the_results() -> None:
