@@ -13,13 +13,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jactus_core
 from benchmarks.method_speed import bundled_model, uncalibrated_core_step
-from benchmarks.recording import keep, ratio, summarize
+from benchmarks.recording import interleaved, keep, ratio, summarize
 
 COMMAND = "python -m benchmarks.neighbours"
 PATIENCES = {"libgomp": "300000", "ours": jactus_core.PATIENCE}
@@ -52,13 +51,7 @@ def main() -> None:
 
 def seconds_per_step(model: str) -> float:
     """Median, after one step that does not count."""
-    step = uncalibrated_core_step(model)
-    seconds = []
-    for _ in range(STEPS + 1):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+    return statistics.median(interleaved({"step": uncalibrated_core_step(model)}, STEPS)["step"])
 
 
 def in_new_process(model: str, spins: str) -> float:

@@ -85,9 +85,7 @@ class Decomposition:
         counts = {slot: [m.size, m.tokens, m.rows, m.probed, m.spread, float(m.squares)] for slot, m in moments.items()}
         self._work.keep(STATISTICS, self._key, counts, {slot: m.total for slot, m in moments.items()})
 
-    def recall_statistics(
-        self, groups: list[list[str]], device: torch.device | str = "cpu"
-    ) -> dict[str, LayerStatistics] | None:
+    def recall_statistics(self, groups: list[list[str]], device: torch.device) -> dict[str, LayerStatistics] | None:
         """What was kept for these groups, if it was for all; on the device of its making the factors are the same."""
         counts = self._work.recall(STATISTICS, self._key) or {}
         if not all(f"gradients.{name}" in counts for group in groups for name in group):

@@ -18,6 +18,8 @@ from jactus_core.work import WorkFolder
 from tests.jactus_core.test_calibration import CLASSIFIED, HEAD, same
 from tests.tiny import tiny_classifier
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def model() -> PreTrainedModel:
@@ -60,9 +62,10 @@ def test_kept_statistics_come_back_as_they_were(model: PreTrainedModel, tmp_path
     kept = Decomposition(WorkFolder(tmp_path), "key", list(targets.layers))
 
     kept.keep_statistics(groups, statistics)
-    found = kept.recall_statistics(groups)
+    found = kept.recall_statistics(groups, CPU)
 
     assert found is not None
     same(statistics, found)
     assert len({id(found[name].inputs) for name in groups[0]}) == 1
-    assert Decomposition(WorkFolder(tmp_path), "another key", list(targets.layers)).recall_statistics(groups) is None
+    other = Decomposition(WorkFolder(tmp_path), "another key", list(targets.layers))
+    assert other.recall_statistics(groups, CPU) is None
